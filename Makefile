@@ -1,0 +1,52 @@
+# Two commands do all the set-up: `make movielens` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help movielens test lint slow benchmark clean
+
+help:
+	@echo "make movielens   install, fetch MovieLens-100k, train, print metrics per coordinate"
+	@echo "make test        install the dev extras, lint, check types and layers, test"
+	@echo "make slow        the tests that take minutes"
+	@echo "make benchmark   compare the solvers with what else one would use"
+	@echo "make clean       remove the environment and everything that was built or fetched"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("gdmix needs Python 3.11 or later, $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+movielens: $(VENV)/installed
+	$(BIN)/gdmix example movielens movielens
+	$(BIN)/gdmix train movielens/movielens_gdmix.yaml --overwrite --quiet
+	$(BIN)/gdmix train movielens/movielens.yaml --overwrite
+	$(BIN)/gdmix compare runs/movielens-gdmix runs/movielens
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+slow: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow
+
+benchmark: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/random_effect.py
+	$(BIN)/python benchmarks/fixed_effect.py
+
+clean:
+	rm -rf $(VENV) movielens runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,488 @@
+"""The configuration of a run: one schema for YAML and for Python, one validation.
+
+`RunConfig` is what a YAML file is parsed into; `FixedEffect` and `RandomEffect` are the
+same specs that a user writes in Python. They are pure data: an engine builds the runtime
+coordinate from them. Unknown keys are rejected, and all mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from gdmix.errors import ConfigError, did_you_mean
+
+Task = Literal["logistic_regression", "linear_regression", "poisson_regression"]
+ValidateMode = Literal["strict", "drop", "off"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_RESERVED_NAMES = {"feature_index", "manifest.json", "run.yaml", "history.json", "run.log"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ColumnRoles(_Strict):
+    """Which column plays which role.
+
+    A role that is named here must exist in the data. One that is not is played by the column
+    of the role's own name (`uid`, `response`, `weight`, `offset`) if the data have it; only the
+    response is needed, and only to train and to evaluate.
+    """
+
+    uid: str | None = Field(None, description="unique int64 row id; else the row's position")
+    response: str | None = Field(None, description="label")
+    weight: str | None = Field(None, description="non-negative row weight; else 1")
+    offset: str | None = Field(None, description="score added before the model's own; else 0")
+
+    def column(self, role: str) -> str:
+        """Return the column that plays a role, named or by default."""
+        return str(getattr(self, role) or role)
+
+
+class FeatureBag(_Strict):
+    """A named group of columns that becomes one sparse design matrix.
+
+    `columns` holds plain columns (number or bool: one feature; string or categorical: one-hot;
+    list of strings: multi-hot; fixed-size list of floats: dense), or columns of
+    name-term-value structs, or a pair ``<x>_indices``, ``<x>_values``.
+    """
+
+    columns: tuple[str, ...] = Field(min_length=1)
+    feature_list: Path | None = Field(
+        None, description="CSV of name,term lines that names the indices of a pair"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"columns": (value,)}
+        return {"columns": tuple(value)} if isinstance(value, list | tuple) else value
+
+    @field_validator("columns")
+    @classmethod
+    def _no_repeats(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = sorted({c for c in columns if columns.count(c) > 1})
+        if repeated:
+            raise PydanticCustomError("repeated", f"column '{repeated[0]}' is listed twice")
+        return columns
+
+
+class _Coordinate(_Strict):
+    name: str = Field("", exclude=True, description="key under `coordinates`")
+    features: tuple[str, ...] = Field((), description="feature bags; none: intercept only")
+    intercept: bool = Field(True, description="add an intercept, always the first coefficient")
+    l2: float = Field(1.0, ge=0, allow_inf_nan=False, description="L2 weight of the objective")
+    tolerance: float = Field(
+        1e-8, gt=0, lt=1, description="stop at this gradient norm relative to the one at zero"
+    )
+    max_iterations: int = Field(100, ge=1, description="Newton iterations")
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _one_bag(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if name and (not _NAME.fullmatch(name) or name in _RESERVED_NAMES):
+            raise PydanticCustomError(
+                "name",
+                f"'{name}' can't name a coordinate: it becomes a folder; "
+                "use letters, digits, '-', '_', '.'",
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _something_to_fit(self) -> Self:
+        if not self.features and not self.intercept:
+            raise PydanticCustomError("empty", "has neither features nor an intercept")
+        repeated = sorted({b for b in self.features if self.features.count(b) > 1})
+        if repeated:
+            raise PydanticCustomError("repeated", f"bag '{repeated[0]}' is listed twice")
+        return self
+
+
+class FixedEffect(_Coordinate):
+    """A fixed effect: one linear model over all rows.
+
+    Examples
+    --------
+    >>> FixedEffect("global", features=["user", "movie"], l2=1.0).name
+    'global'
+    """
+
+    type: Literal["fixed_effect"] = "fixed_effect"
+    regularize_intercept: bool = Field(False, description="put the L2 weight on it too")
+
+    def __init__(self, name: str = "", /, **fields: Any) -> None:
+        with _config_errors(f"{type(self).__name__}('{name}'): " if name else None):
+            super().__init__(**({**fields, "name": name} if name else fields))
+
+
+class RandomEffect(_Coordinate):
+    """A random effect: one small linear model per value of the `entity` column.
+
+    Examples
+    --------
+    >>> RandomEffect("per-user", entity="user_id", features=["movie"], l2=5.0).l2
+    5.0
+    """
+
+    type: Literal["random_effect"] = "random_effect"
+    entity: str = Field(min_length=1, description="the entity column")
+    regularize_intercept: bool = Field(
+        True, description="if false, an entity with labels of one class has no finite optimum"
+    )
+
+    def __init__(self, name: str = "", /, **fields: Any) -> None:
+        with _config_errors(f"{type(self).__name__}('{name}'): " if name else None):
+            super().__init__(**({**fields, "name": name} if name else fields))
+
+
+CoordinateSpec = Annotated[FixedEffect | RandomEffect, Field(discriminator="type")]
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric's name taken apart: ``precision@5:user_id`` is ("precision", 5, "user_id").
+
+    Attributes
+    ----------
+    kind
+        One of `PLAIN_METRICS` or `GROUPED_METRICS`.
+    k
+        Length of the ranked list, for ``precision@k`` and ``ndcg@k``.
+    column
+        The grouping column of a grouped metric.
+    """
+
+    kind: str
+    k: int | None = None
+    column: str | None = None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value is a better model."""
+        return self.kind in {"auc", "aupr", "precision", "ndcg", "mrr"}
+
+    @property
+    def needs_binary_labels(self) -> bool:
+        """Whether the response must be 0 or 1."""
+        return self.kind in {"auc", "aupr", "logloss", "precision", "mrr"}
+
+
+PLAIN_METRICS = ("auc", "aupr", "logloss", "rmse", "mae", "poisson_loss")
+GROUPED_METRICS = ("auc:<column>", "precision@<k>:<column>", "ndcg@<k>:<column>", "mrr:<column>")
+_GROUPED = re.compile(r"(?:(auc|mrr)|(precision|ndcg)@([1-9][0-9]*)):(.+)")
+
+
+def parse_metric(name: str) -> MetricSpec:
+    """Take a metric's name apart.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such metric.
+    """
+    if name in PLAIN_METRICS:
+        return MetricSpec(name)
+    if match := _GROUPED.fullmatch(name):
+        plain, ranked, k, column = match.groups()
+        return MetricSpec(plain or ranked, int(k) if k else None, column)
+    hint = did_you_mean(name, PLAIN_METRICS)
+    known = ", ".join(PLAIN_METRICS + GROUPED_METRICS)
+    raise ConfigError(f"unknown metric '{name}'{hint}; known: {known}")
+
+
+DEFAULT_METRICS: dict[Task, tuple[str, ...]] = {
+    "logistic_regression": ("auc", "logloss"),
+    "linear_regression": ("rmse", "mae"),
+    "poisson_regression": ("poisson_loss", "rmse"),
+}
+
+
+class ModelConfig(_Strict):
+    """What is trained and how: everything but where rows come from and results go."""
+
+    task: Task = "logistic_regression"
+    columns: ColumnRoles = ColumnRoles()
+    features: dict[str, FeatureBag] = {}
+    coordinates: dict[str, CoordinateSpec] = Field(min_length=1)
+    passes: int = Field(1, ge=1, description="rounds over all coordinates, at most")
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="stop when a pass changes the joint objective by less than this share of it",
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="model after the last step, or the best by the first metric"
+    )
+    metrics: tuple[str, ...] = Field((), description="default: by task")
+    validate_mode: ValidateMode = Field("strict", alias="validate")
+    threads: int | None = Field(None, ge=1, description="default: all cores of this process")
+
+    @field_validator("coordinates", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            for position, spec in enumerate(value):
+                if not getattr(spec, "name", ""):
+                    raise PydanticCustomError("name", f"coordinate {position + 1} has no name")
+            names = [spec.name for spec in value]
+            repeated = sorted({n for n in names if names.count(n) > 1})
+            if repeated:
+                raise PydanticCustomError("repeated", f"two coordinates are named '{repeated[0]}'")
+            return dict(zip(names, value, strict=True))
+        if isinstance(value, Mapping):
+            return {
+                name: {**spec, "name": str(name)} if isinstance(spec, Mapping) else spec
+                for name, spec in value.items()
+            }
+        return value
+
+    @field_validator("features")
+    @classmethod
+    def _plain_bag_names(cls, bags: dict[str, FeatureBag]) -> dict[str, FeatureBag]:
+        for name in bags:
+            if not _NAME.fullmatch(name):
+                raise PydanticCustomError(
+                    "name",
+                    f"'{name}' can't name a feature bag: it becomes a file; "
+                    "use letters, digits, '-', '_', '.'",
+                )
+        return bags
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _one_metric(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                parse_metric(name)
+            except ConfigError as error:
+                raise PydanticCustomError("metric", str(error)) from None
+        return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_task(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and not value.get("metrics"):
+            default = DEFAULT_METRICS.get(value.get("task", "logistic_regression"))
+            return {**value, "metrics": default} if default else value
+        return value
+
+    @model_validator(mode="after")
+    def _bags_exist(self) -> Self:
+        for name, spec in self.coordinates.items():
+            columns: dict[str, str] = {}
+            for bag in spec.features:
+                if bag not in self.features:
+                    hint = did_you_mean(bag, self.features)
+                    known = ", ".join(self.features) or "none is defined"
+                    raise PydanticCustomError(
+                        "bag",
+                        f"coordinates.{name}.features: no feature bag '{bag}'{hint}; "
+                        f"bags under `features`: {known}",
+                    )
+                for column in self.features[bag].columns:
+                    if column in columns:
+                        raise PydanticCustomError(
+                            "bag",
+                            f"coordinates.{name}.features: column '{column}' is in the bags "
+                            f"'{columns[column]}' and '{bag}'; a coordinate takes it once",
+                        )
+                    columns[column] = bag
+        return self
+
+    @property
+    def used_features(self) -> dict[str, FeatureBag]:
+        """Feature bags that some coordinate uses."""
+        used = {bag for spec in self.coordinates.values() for bag in spec.features}
+        return {name: bag for name, bag in self.features.items() if name in used}
+
+    @property
+    def entity_columns(self) -> tuple[str, ...]:
+        """Entity columns of the random effects, each once."""
+        specs = self.coordinates.values()
+        return tuple(dict.fromkeys(s.entity for s in specs if isinstance(s, RandomEffect)))
+
+    @property
+    def group_columns(self) -> tuple[str, ...]:
+        """Grouping columns of the metrics, each once."""
+        columns = (parse_metric(m).column for m in self.metrics)
+        return tuple(dict.fromkeys(c for c in columns if c))
+
+    @staticmethod
+    def of(**fields: Any) -> ModelConfig:
+        """Build from Python values.
+
+        Raises
+        ------
+        ConfigError
+            One line per mistake.
+        """
+        with _config_errors(""):
+            return ModelConfig(**fields)
+
+
+class DataConfig(_Strict):
+    """Where rows come from: a file, a folder, a glob pattern, or a list of these."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    validation: tuple[str, ...] | None = Field(None, min_length=1)
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _one_path(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class RunConfig(ModelConfig):
+    """A whole run: what a YAML file holds."""
+
+    data: DataConfig
+    output: Path = Field(description="run folder to write")
+
+    @model_validator(mode="after")
+    def _best_needs_validation(self) -> Self:
+        if self.select == "best" and self.data.validation is None:
+            raise PydanticCustomError("select", "select: best needs data.validation")
+        return self
+
+    @staticmethod
+    def from_yaml(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
+        """Read a YAML file.
+
+        Parameters
+        ----------
+        overrides
+            Dotted key to a YAML value: ``{"coordinates.per-user.l2": "5"}``.
+
+        Raises
+        ------
+        ConfigError
+            One line per mistake, with the key it is at.
+        """
+        tree = _read_yaml(path)
+        for key, value in (overrides or {}).items():
+            _override(tree, key, value)
+        with _config_errors(f"{path}: "):
+            return RunConfig.model_validate(tree)
+
+    def to_yaml(self, path: Path) -> None:
+        """Write every setting, defaults included."""
+        yaml = YAML(typ="safe")
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(self.model_dump(mode="json", by_alias=True), file)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = (p.name for p in path.parent.glob("*.y*ml"))
+        hint = did_you_mean(path.name, siblings)
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from None
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{path}:{where} not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}")
+    return tree
+
+
+def _override(tree: dict[str, Any], key: str, value: str) -> None:
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: '{parent}' has no keys of its own")
+        node = child
+    try:
+        node[last] = YAML(typ="safe", pure=True).load(value)
+    except YAMLError:
+        raise ConfigError(f"--set {key}: '{value}' is not a YAML value") from None
+
+
+_TAGS = {"fixed_effect", "random_effect"}
+_MESSAGES = {
+    "missing": "is required",
+    "too_short": "is empty",
+    "extra_forbidden": "unknown key",
+    "union_tag_not_found": "needs `type: fixed_effect` or `type: random_effect`",
+}
+
+
+@contextmanager
+def _config_errors(prefix: str | None) -> Iterator[None]:
+    """Turn a validation error into a `ConfigError` of one line per mistake; None: let it be."""
+    try:
+        yield
+    except ValidationError as error:
+        if prefix is None:
+            raise
+        raise ConfigError("\n".join(_lines(error, prefix))) from None
+
+
+def _lines(error: ValidationError, prefix: str) -> list[str]:
+    lines = []
+    for item in error.errors():
+        path = [str(part) for part in item["loc"] if part not in _TAGS]
+        message = _MESSAGES.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
+        if item["type"] == "extra_forbidden":
+            place = path[:-1] if error.title in ("RunConfig", "ModelConfig") else ["coordinates"]
+            message += did_you_mean(path[-1], _known_keys(place))
+        elif item["type"] == "union_tag_invalid":
+            given = item["ctx"]["tag"]
+            message = f"unknown type '{given}'{did_you_mean(given, _TAGS)}; known: " + ", ".join(
+                sorted(_TAGS)
+            )
+        elif not isinstance(item["input"], Mapping | BaseModel | list | tuple) and path:
+            message += f" (got {item['input']!r})"
+        lines.append(f"{prefix}{'.'.join(path)}: {message}" if path else f"{prefix}{message}")
+    return list(dict.fromkeys(lines))
+
+
+def _known_keys(path: list[str]) -> set[str]:
+    """Return the keys allowed at a place in the configuration."""
+    models: dict[str, tuple[type[BaseModel], ...]] = {
+        "data": (DataConfig,),
+        "columns": (ColumnRoles,),
+        "features": (FeatureBag,),
+        "coordinates": (FixedEffect, RandomEffect),
+    }
+    found = models.get(path[0], ()) if path else (RunConfig,)
+    return {f.alias or name for m in found for name, f in m.model_fields.items()}

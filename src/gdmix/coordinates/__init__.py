@@ -1,0 +1,1 @@
+"""Runtime coordinates: what block coordinate descent fits and scores."""

@@ -1,0 +1,89 @@
+"""What descent sees of a coordinate, of scores, and of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.glm.status import FitStatus
+from gdmix.model.mixed_model import CoordinateModel
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How the fit of a coordinate ended: one model, or one per entity.
+
+    Attributes
+    ----------
+    models
+        Number of models fitted.
+    statuses
+        Number of models by how their fit ended; statuses without a model are absent.
+    iterations
+        Newton iterations, mean over models.
+    gradient_norm
+        Norm of the gradient over all coefficients of the coordinate.
+    """
+
+    models: int
+    statuses: Mapping[FitStatus, int]
+    iterations: float
+    gradient_norm: float
+
+    @staticmethod
+    def of(
+        status: NDArray[np.int8], iterations: NDArray[np.int32], gradient_norm: F64
+    ) -> FitReport:
+        """Sum up one entry per model."""
+        counts = np.bincount(status, minlength=len(FitStatus))
+        return FitReport(
+            status.size,
+            {s: int(counts[s]) for s in FitStatus if counts[s]},
+            float(iterations.mean()) if iterations.size else 0.0,
+            float(np.linalg.norm(gradient_norm)),
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One coordinate's scores of the training rows and, if there are any, validation rows."""
+
+    train: F64
+    validation: F64 | None
+
+
+class Coordinate(Protocol):
+    """One additive part of the model, bound to its rows."""
+
+    def fit(
+        self, offset: F64, warm_start: CoordinateModel | None
+    ) -> tuple[CoordinateModel, FitReport]:
+        """Fit to the training rows, given the score that all else adds to each of them."""
+
+    def score(self, model: CoordinateModel) -> Scores:
+        """Score all rows, active and passive, training and validation."""
+
+    def penalty(self, model: CoordinateModel) -> float:
+        """Return the penalty term of the objective."""
+
+
+class ScoreTable(Protocol):
+    """The scores of all coordinates, wherever they are kept."""
+
+    def put(self, name: str, scores: Scores) -> None:
+        """Set a coordinate's scores."""
+
+    def total_without(self, name: str) -> F64:
+        """Return base offset plus all other coordinates' training scores, summed anew."""
+
+    def loss(self) -> float:
+        """Return the weighted loss of the training rows at the total score."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the metrics of the validation rows, or of the training rows without any."""

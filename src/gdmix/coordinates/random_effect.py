@@ -1,0 +1,104 @@
+"""The random effect: one small linear model per entity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gdmix.config import RandomEffect
+from gdmix.coordinates.base import FitReport, Scores
+from gdmix.data.dataset import Dataset
+from gdmix.data.entity_blocks import group_rows
+from gdmix.glm.entities import fit_entities
+from gdmix.glm.scoring import score_block
+from gdmix.model.coefficients import RandomCoefficients, entity_numbers
+from gdmix.model.mixed_model import CoordinateModel
+
+F64 = NDArray[np.float64]
+
+
+class RandomEffectCoordinate:
+    """A random effect bound to its rows.
+
+    Parameters
+    ----------
+    spec
+        What to fit.
+    train, validation
+        The rows.
+    loss
+        A loss of `gdmix.glm.losses`.
+    threads
+        Number of threads.
+    """
+
+    def __init__(
+        self,
+        spec: RandomEffect,
+        train: Dataset,
+        validation: Dataset | None,
+        loss: int,
+        threads: int,
+    ) -> None:
+        self._spec, self._loss, self._threads = spec, loss, threads
+        self._n_rows = train.n_rows
+        key = train.keys[spec.entity]
+        distinct = pc.unique(key).drop_null()
+        self._entities: pa.Array = distinct.take(pc.sort_indices(distinct))
+        self._rows = group_rows(
+            train.design(spec.features),
+            entity_numbers(key, self._entities),
+            len(self._entities),
+            train.response,
+            train.weight,
+            threads,
+        )
+        self._validation = None
+        if validation is not None:
+            self._validation = (validation.design(spec.features), validation.keys[spec.entity])
+        self._intercept_l2 = spec.l2 if spec.regularize_intercept else 0.0
+
+    def fit(
+        self, offset: F64, warm_start: CoordinateModel | None
+    ) -> tuple[CoordinateModel, FitReport]:
+        """Fit every entity's model to its rows."""
+        spec, rows = self._spec, self._rows
+        fit = fit_entities(
+            rows.block,
+            offset[rows.order],
+            loss=self._loss,
+            l2=spec.l2,
+            intercept_l2=self._intercept_l2,
+            intercept=spec.intercept,
+            tolerance=spec.tolerance,
+            max_iterations=spec.max_iterations,
+            start=None if warm_start is None else warm_start.coefficients.values,
+            threads=self._threads,
+        )
+        coefficients = RandomCoefficients(
+            self._entities, rows.block.coefficient_ptr, rows.columns, fit.coefficients
+        )
+        model = CoordinateModel(spec.features, spec.intercept, coefficients, spec.entity)
+        return model, FitReport.of(fit.status, fit.iterations, fit.gradient_norm)
+
+    def score(self, model: CoordinateModel) -> Scores:
+        """Score training rows by their local columns, validation rows by name."""
+        coefficients = model.coefficients
+        assert isinstance(coefficients, RandomCoefficients)
+        train = np.zeros(self._n_rows)
+        train[self._rows.order] = score_block(self._rows.block, coefficients.values, self._threads)
+        validation = None
+        if self._validation is not None:
+            design, key = self._validation
+            validation = coefficients.score(design, key, self._threads)
+        return Scores(train, validation)
+
+    def penalty(self, model: CoordinateModel) -> float:
+        """Return the penalty term of the objective."""
+        values = model.coefficients.values
+        intercepts = values[self._rows.block.coefficient_ptr[:-1]]
+        slopes_squared = float(values @ values) - float(intercepts @ intercepts)
+        intercept_term = self._intercept_l2 * float(intercepts @ intercepts)
+        return 0.5 * (self._spec.l2 * slopes_squared + intercept_term)

@@ -1,0 +1,194 @@
+"""Which columns a model needs of its rows, and what kind of feature a column holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.types as pat
+
+from gdmix.config import ColumnRoles, FeatureBag
+from gdmix.errors import DataError, did_you_mean
+
+FeatureKind = Literal["numeric", "categorical", "multi_hot", "dense", "ntv"]
+
+NUMERIC_HINT = "use a number, a string, a list of strings or a fixed-size list of floats"
+
+
+@dataclass(frozen=True)
+class RowSchema:
+    """What is read of each row.
+
+    Attributes
+    ----------
+    roles
+        Column names of uid, response, weight and offset.
+    bags
+        Feature bags by name.
+    entities
+        Entity columns of the random effects.
+    groups
+        Grouping columns of metrics, such as ``user_id`` in ``auc:user_id``.
+    needs_response
+        False where rows are only scored.
+    """
+
+    roles: ColumnRoles
+    bags: Mapping[str, FeatureBag]
+    entities: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    needs_response: bool = True
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Entity and grouping columns, each once."""
+        return tuple(dict.fromkeys(self.entities + self.groups))
+
+    def role_column(self, role: str, available: Iterable[str]) -> str | None:
+        """Return the column that plays `role`, or None where a default one is absent."""
+        column = self.roles.column(role)
+        return column if column in set(available) else None
+
+    def select(self, schema: pa.Schema, source: str) -> list[str]:
+        """Return the columns to read.
+
+        Raises
+        ------
+        DataError
+            Naming every column that is missing or has a type that can't be used.
+        """
+        available = list(schema.names)
+        required: dict[str, str] = {}
+        for role in ("uid", "response", "weight", "offset"):
+            named = getattr(self.roles, role) is not None
+            if self.needs_response if role == "response" else named:
+                required[self.roles.column(role)] = role
+        required |= {c: "entity column" for c in self.entities}
+        required |= {c: "grouping column of a metric" for c in self.groups}
+        required |= {c: f"feature bag '{b}'" for b, bag in self.bags.items() for c in bag.columns}
+        findings = [
+            f"{source}: column '{c}' ({purpose}) is missing{did_you_mean(c, available)}"
+            for c, purpose in required.items()
+            if c not in available
+        ]
+        optional = [
+            c
+            for r in ("uid", "response", "weight", "offset")
+            if (c := self.role_column(r, available))
+        ]
+        columns = list(dict.fromkeys([*optional, *(c for c in required if c in available)]))
+        findings += _wrong_types(self, {c: schema.field(c).type for c in columns}, source)
+        if findings:
+            raise DataError(findings)
+        return columns
+
+
+@dataclass(frozen=True)
+class BagSource:
+    """One source of features within a bag: a column, or a pair of index and value columns."""
+
+    column: str
+    kind: FeatureKind | Literal["indexed"]
+    values: str | None = field(default=None)
+
+
+def bag_sources(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> list[BagSource]:
+    """Take a bag apart into its sources, given the columns' types."""
+    sources = []
+    for column in bag.columns:
+        if column.endswith("_values") and f"{column[:-7]}_indices" in bag.columns:
+            continue
+        partner = f"{column[:-8]}_values" if column.endswith("_indices") else ""
+        if partner in bag.columns:
+            sources.append(BagSource(column, "indexed", partner))
+        else:
+            kind = feature_kind(types[column])
+            assert kind is not None, column
+            sources.append(BagSource(column, kind))
+    return sources
+
+
+def feature_kind(kind: pa.DataType) -> FeatureKind | None:
+    """Return how a column of this type becomes features; None if it can't."""
+    if pat.is_dictionary(kind):
+        kind = kind.value_type
+        return "categorical" if is_text(kind) or pat.is_integer(kind) else None
+    if (
+        pat.is_integer(kind)
+        or pat.is_floating(kind)
+        or pat.is_boolean(kind)
+        or pat.is_decimal(kind)
+    ):
+        return "numeric"
+    if is_text(kind):
+        return "categorical"
+    if pat.is_fixed_size_list(kind) and _is_number(kind.value_type):
+        return "dense"
+    if is_list(kind):
+        item = kind.value_type
+        if is_text(item) or (pat.is_dictionary(item) and is_text(item.value_type)):
+            return "multi_hot"
+        if pat.is_struct(item) and _is_ntv(item):
+            return "ntv"
+    return None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether the type is a string."""
+    return bool(pat.is_string(kind) or pat.is_large_string(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether the type is a list of any length."""
+    return bool(pat.is_list(kind) or pat.is_large_list(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pat.is_integer(kind) or pat.is_floating(kind))
+
+
+def _is_ntv(kind: pa.DataType) -> bool:
+    fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+    return (
+        {"name", "term", "value"} <= set(fields)
+        and is_text(fields["name"])
+        and is_text(fields["term"])
+        and _is_number(fields["value"])
+    )
+
+
+def _wrong_types(rows: RowSchema, types: Mapping[str, pa.DataType], source: str) -> list[str]:
+    findings = []
+
+    def expect(column: str, good: bool, wanted: str) -> None:
+        if not good:
+            findings.append(f"{source}: column '{column}' is {types[column]}, expected {wanted}")
+
+    for role in ("response", "weight", "offset"):
+        if column := rows.role_column(role, types):
+            number = _is_number(types[column]) or pat.is_boolean(types[column])
+            number = number or pat.is_decimal(types[column])
+            expect(column, number, f"a number, as it is the {role}")
+    if column := rows.role_column("uid", types):
+        expect(column, pat.is_integer(types[column]), "an integer, as it is the uid")
+    for column in rows.keys:
+        if column in types:
+            kind = types[column]
+            kind = kind.value_type if pat.is_dictionary(kind) else kind
+            good = pat.is_integer(kind) or is_text(kind) or pat.is_binary(kind)
+            expect(column, good, "an integer or a string, as rows are grouped by it")
+    for bag in rows.bags.values():
+        present = [c for c in bag.columns if c in types]
+        for column in present:
+            stem, _, ending = column.rpartition("_")
+            kind = types[column]
+            if ending == "indices" and f"{stem}_values" in bag.columns:
+                good = is_list(kind) and pat.is_integer(kind.value_type)
+                expect(column, good, "a list of integers")
+            elif ending == "values" and f"{stem}_indices" in bag.columns:
+                expect(column, is_list(kind) and _is_number(kind.value_type), "a list of floats")
+            else:
+                expect(column, feature_kind(kind) is not None, f"a feature: {NUMERIC_HINT}")
+    return findings

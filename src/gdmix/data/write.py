@@ -1,0 +1,136 @@
+"""Whole files or none: everything is written under a temporary name and renamed.
+
+A file or folder that exists under its own name is complete, whatever killed the writer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gdmix.errors import OutputError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it on success, remove it on failure.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with _output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file."""
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a JSON file; NaN becomes null."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(to_json(value) + "\n", encoding="utf-8")
+
+
+def to_json(value: Any) -> str:
+    """Return a JSON document; NaN becomes null, as JSON has no NaN."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def check_replaceable(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse an output folder that may not be written.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a folder of ours that holds results may be replaced.
+    is_ours
+        Tells a folder this program wrote from any other.
+
+    Raises
+    ------
+    OutputError
+        If something else is there, results are there and `overwrite` is false, or the
+        system won't let us write.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        if not is_ours(path):
+            raise OutputError(
+                f"{path}: holds files that gdmix did not write; choose another output"
+            )
+        if not overwrite:
+            raise OutputError(f"{path}: holds earlier results; pass --overwrite to replace them")
+    elif path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file; the output is a folder")
+    with _output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: can't be written: permission denied in {path.parent}")
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place on success.
+
+    On failure it is removed and what was at `path` stays as it was.
+    """
+    with _output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.name}."
+        staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=path.parent))
+        # mkdtemp makes it private; results are as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        staging.chmod(0o777 & ~umask)
+    try:
+        with _output_errors(path):
+            yield staging
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=prefix, suffix=".old", dir=path.parent))
+                path.replace(old / path.name)
+                staging.replace(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                staging.replace(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{path}: can't be written: {reason}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value

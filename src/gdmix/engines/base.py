@@ -1,0 +1,43 @@
+"""What an engine is: it binds a configuration to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from gdmix.config import ModelConfig
+from gdmix.coordinates.base import Coordinate, ScoreTable
+from gdmix.data.read import Source
+from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+
+
+class Workspace(Protocol):
+    """A configuration bound to rows: what descent works on, and what it leaves behind."""
+
+    @property
+    def coordinates(self) -> Mapping[str, Coordinate]:
+        """The runtime coordinates, in order."""
+
+    @property
+    def scores(self) -> ScoreTable:
+        """The score table, empty at first."""
+
+    def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
+        """Put coordinates together with what scoring needs."""
+
+    def write_scores(self, models: Mapping[str, CoordinateModel], folder: Path) -> None:
+        """Write ``<coordinate>/{train_scores,validation_scores}`` for the given models."""
+
+
+class Engine(Protocol):
+    """Reads rows and builds the workspace for them."""
+
+    def prepare(self, config: ModelConfig, train: Source, validation: Source | None) -> Workspace:
+        """Read and check rows, index features, build coordinates.
+
+        Raises
+        ------
+        DataError
+            With every finding of the checks.
+        """

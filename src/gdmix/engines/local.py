@@ -1,0 +1,133 @@
+"""One machine: arrays in memory and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.config import FixedEffect, ModelConfig
+from gdmix.coordinates.base import Coordinate, Scores
+from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
+from gdmix.coordinates.random_effect import RandomEffectCoordinate
+from gdmix.data.dataset import Dataset, key_codes, load_rows, load_training
+from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.read import Source
+from gdmix.data.schema import RowSchema
+from gdmix.data.score_files import score_table, write_scores
+from gdmix.evaluation.evaluate import evaluate
+from gdmix.glm.losses import total_loss
+from gdmix.glm.threads import available_threads
+from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
+
+F64 = NDArray[np.float64]
+
+
+class LocalEngine:
+    """Runs in this process."""
+
+    def prepare(
+        self, config: ModelConfig, train: Source, validation: Source | None
+    ) -> LocalWorkspace:
+        """Read and check rows, index features, build coordinates."""
+        schema = RowSchema(
+            config.columns, config.used_features, config.entity_columns, config.group_columns
+        )
+        mode = config.validate_mode
+        train_rows, indices = load_training(train, schema, config.task, mode)
+        validation_rows = None
+        if validation is not None:
+            validation_rows = load_rows(
+                validation, schema, indices, config.task, mode, "validation data"
+            )
+        return LocalWorkspace(config, train_rows, validation_rows, indices)
+
+
+class LocalWorkspace:
+    """A configuration bound to rows in memory."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        train: Dataset,
+        validation: Dataset | None,
+        indices: Mapping[str, FeatureIndex],
+    ) -> None:
+        self._config, self._indices = config, indices
+        self._train, self._validation = train, validation
+        self.scores = LocalScores(config, train, validation)
+        # Before any work: a metric that can't be computed of these labels says so now.
+        self.scores.evaluate()
+        threads = config.threads or available_threads()
+        loss = LOSSES[config.task]
+        self.coordinates: dict[str, Coordinate] = {}
+        for name, spec in config.coordinates.items():
+            self.coordinates[name] = (
+                FixedEffectCoordinate(spec, train, validation, loss, threads)
+                if isinstance(spec, FixedEffect)
+                else RandomEffectCoordinate(spec, train, validation, loss, threads)
+            )
+
+    def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
+        """Put coordinates together with what scoring needs."""
+        config = self._config
+        return TrainedModel(
+            config.task, config.columns, config.used_features, self._indices, dict(models)
+        )
+
+    def write_scores(self, models: Mapping[str, CoordinateModel], folder: Path) -> None:
+        """Write every coordinate's scores of the final models."""
+        parts = {name: self.coordinates[name].score(model) for name, model in models.items()}
+        splits = [("train_scores", self._train, {n: s.train for n, s in parts.items()})]
+        if self._validation is not None:
+            own = {n: s.validation for n, s in parts.items() if s.validation is not None}
+            splits.append(("validation_scores", self._validation, own))
+        for split, rows, own in splits:
+            total = rows.offset + sum(own.values())
+            for name, score in own.items():
+                table = score_table(rows, self._config.task, total, {"score": score})
+                write_scores(table, folder / name / split)
+
+
+class LocalScores:
+    """Scores of all coordinates, in memory."""
+
+    def __init__(self, config: ModelConfig, train: Dataset, validation: Dataset | None) -> None:
+        self._task, self._metrics = config.task, config.metrics
+        self._train, self._validation = train, validation
+        self._scores: dict[str, Scores] = {}
+        judged = train if validation is None else validation
+        self._groups = {c: key_codes(judged.keys[c]) for c in config.group_columns}
+
+    def put(self, name: str, scores: Scores) -> None:
+        """Set a coordinate's scores."""
+        self._scores[name] = scores
+
+    def total_without(self, name: str | None) -> F64:
+        """Return base offset plus all other coordinates' training scores, summed anew."""
+        total = self._train.offset.copy()
+        for other, scores in self._scores.items():
+            if other != name:
+                total += scores.train
+        return total
+
+    def loss(self) -> float:
+        """Return the weighted loss of the training rows at the total score."""
+        rows = self._train
+        total = self.total_without(None)
+        return float(total_loss(LOSSES[self._task], total, rows.response, rows.weight))
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the metrics of the validation rows, or of the training rows without any."""
+        if self._validation is None:
+            rows, total = self._train, self.total_without(None)
+        else:
+            rows, total = self._validation, self._validation.offset.copy()
+            for scores in self._scores.values():
+                assert scores.validation is not None
+                total += scores.validation
+        return evaluate(
+            self._metrics, total, rows.response, rows.weight, task=self._task, groups=self._groups
+        )

@@ -1,0 +1,342 @@
+"""`MixedModel`: the estimator a data scientist uses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from gdmix.config import (
+    CoordinateSpec,
+    FeatureBag,
+    ModelConfig,
+    Task,
+    ValidateMode,
+    parse_metric,
+)
+from gdmix.data.dataset import Dataset, load_rows
+from gdmix.data.read import Source, open_rows
+from gdmix.data.write import check_replaceable, replaced_folder
+from gdmix.descent import Descent, Schedule, Step, descend
+from gdmix.engines.local import LocalEngine
+from gdmix.errors import ConfigError, DataError, ModelError
+from gdmix.glm.losses import inverse_link
+from gdmix.glm.threads import available_threads
+from gdmix.model.mixed_model import TrainedModel
+from gdmix.model.store import is_model_folder, read_model, write_model
+
+if TYPE_CHECKING:
+    from gdmix.engines.base import Engine, Workspace
+
+F64 = NDArray[np.float64]
+Kind = Literal["response", "link", "components"]
+
+
+class MixedModel:
+    """A generalized mixed model, trained by block coordinate descent.
+
+    Follows scikit-learn's conventions (`get_params`, `set_params`, `clone`, ``fit(X, y)``).
+
+    Parameters
+    ----------
+    coordinates
+        `FixedEffect` and `RandomEffect` specs, in the order in which a pass trains them.
+    features
+        Feature bags: name to columns.
+    task
+        ``logistic_regression``, ``linear_regression`` or ``poisson_regression``.
+    columns
+        Column roles: a mapping of ``uid``, ``response``, ``weight``, ``offset`` to columns.
+    passes
+        Rounds over all coordinates, at most.
+    tolerance
+        Stop when a pass changes the joint objective by less than this share of it.
+    select
+        ``last``: the model after the last step; ``best``: by the first validation metric.
+    metrics
+        Such as ``auc``, ``logloss``, ``ndcg@10:user_id``; default by task.
+    validate
+        What bad rows do: ``strict`` raises, ``drop`` leaves them out, ``off`` doesn't look.
+    threads
+        Default: all cores of this process.
+
+    Attributes
+    ----------
+    model_ : TrainedModel
+        After `fit` or `load`.
+    history_ : list of Step
+        One entry per coordinate and pass, after `fit`.
+    converged_ : bool or None
+        Whether the convergence test ended the training; None without `tolerance`.
+
+    Raises
+    ------
+    ConfigError
+        One line per mistake in the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gdmix import FixedEffect, MixedModel, RandomEffect
+    >>> rows = {"user": ["a", "a", "b", "b"] * 25, "x": np.arange(100.0) % 7,
+    ...         "response": [0, 1, 1, 1] * 25}
+    >>> model = MixedModel([FixedEffect("global", features="all"),
+    ...                     RandomEffect("per-user", entity="user")],
+    ...                    features={"all": ["x"]}, passes=3)
+    >>> model.fit(rows).predict(rows).shape
+    (100,)
+    """
+
+    def __init__(
+        self,
+        coordinates: Sequence[CoordinateSpec],
+        *,
+        features: Mapping[str, Sequence[str] | FeatureBag] | None = None,
+        task: Task = "logistic_regression",
+        columns: Mapping[str, str] | None = None,
+        passes: int = 1,
+        tolerance: float | None = None,
+        select: Literal["last", "best"] = "last",
+        metrics: Sequence[str] = (),
+        validate: ValidateMode = "strict",
+        threads: int | None = None,
+    ) -> None:
+        self.coordinates = coordinates
+        self.features = features
+        self.task = task
+        self.columns = columns
+        self.passes = passes
+        self.tolerance = tolerance
+        self.select = select
+        self.metrics = metrics
+        self.validate = validate
+        self.threads = threads
+        self._config()
+
+    def _config(self) -> ModelConfig:
+        return ModelConfig.of(
+            coordinates=self.coordinates,
+            features=dict(self.features or {}),
+            task=self.task,
+            columns=dict(self.columns or {}),
+            passes=self.passes,
+            tolerance=self.tolerance,
+            select=self.select,
+            metrics=self.metrics,
+            validate=self.validate,
+            threads=self.threads,
+        )
+
+    def fit(
+        self, X: Source, y: ArrayLike | None = None, *, validation: Source | None = None
+    ) -> Self:
+        """Train on rows.
+
+        Parameters
+        ----------
+        X
+            Path, list of paths, or a polars, pandas or Arrow frame, with the response column.
+        y
+            (n,) the response, if it is not a column of `X`.
+        validation
+            Rows on which metrics are computed, of any of the same kinds; without them the
+            metrics are those of the training rows.
+
+        Raises
+        ------
+        DataError
+            One line per finding.
+        """
+        config = self._config()
+        if config.select == "best" and validation is None:
+            raise ConfigError("select='best' needs validation rows")
+        if y is not None:
+            X = _with_response(X, np.asarray(y), config)
+        result, workspace = train(config, X, validation)
+        self.model_ = workspace.trained_model(result.models)
+        self.history_ = result.history
+        self.converged_ = result.converged
+        return self
+
+    @overload
+    def predict(self, X: Source, kind: Literal["response", "link"] = "response") -> F64: ...
+    @overload
+    def predict(self, X: Source, kind: Literal["components"]) -> dict[str, F64]: ...
+    def predict(self, X: Source, kind: Kind = "response") -> F64 | dict[str, F64]:
+        """Score rows; entities that training did not see add 0.
+
+        Parameters
+        ----------
+        X
+            Rows, as in `fit`; the response is not needed.
+        kind
+            ``response``: the mean (for the logistic task a probability); ``link``: the linear
+            predictor, offset included; ``components``: each coordinate's share of it.
+
+        Returns
+        -------
+        numpy.ndarray or dict
+            (n,) in row order; of ``components`` one such array per coordinate.
+        """
+        if kind not in ("response", "link", "components"):
+            raise ConfigError(f"kind '{kind}' is none of response, link, components")
+        model = self._fitted()
+        rows = self._load(X)
+        components = model.components(rows, self.threads or available_threads())
+        if kind == "components":
+            return components
+        link = sum(components.values(), rows.offset)
+        return link if kind == "link" else inverse_link(model.loss, link)
+
+    def predict_proba(self, X: Source) -> F64:
+        """Return (n, 2) probabilities of the labels 0 and 1, for the logistic task."""
+        if self._fitted().task != "logistic_regression":
+            raise ConfigError(f"predict_proba is for logistic_regression, not {self.task}")
+        positive = self.predict(X)
+        return np.column_stack([1.0 - positive, positive])
+
+    def coefficients(self, coordinate: str, entity: object = None) -> pa.Table:
+        """Return coefficients as an Arrow table: ``name``, ``term``, ``value``.
+
+        Parameters
+        ----------
+        entity
+            Of a random effect, one entity's; without it all, with a column ``entity``.
+
+        Raises
+        ------
+        ModelError
+            If the coordinate or the entity has no model.
+        """
+        return self._fitted().coefficient_table(coordinate, entity)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model folder; an earlier model there is replaced.
+
+        Raises
+        ------
+        OutputError
+            If the folder holds anything else, or can't be written.
+        """
+        model = self._fitted()
+        folder = Path(path)
+        check_replaceable(folder, overwrite=True, is_ours=is_model_folder)
+        with replaced_folder(folder) as staging:
+            write_model(model, staging)
+
+    @staticmethod
+    def load(path: str | Path) -> MixedModel:
+        """Read a model or run folder.
+
+        Raises
+        ------
+        ModelError
+            If it is none, is damaged, or was written by a later version.
+        """
+        trained = read_model(Path(path))
+        loaded = MixedModel.__new__(MixedModel)
+        for name, parameter in inspect.signature(MixedModel.__init__).parameters.items():
+            if name != "self":
+                empty = parameter.default is inspect.Parameter.empty
+                setattr(loaded, name, () if empty else parameter.default)
+        loaded.task = trained.task
+        loaded.features = dict(trained.bags)
+        loaded.columns = {k: v for k, v in trained.columns.model_dump().items() if v}
+        loaded.model_ = trained
+        return loaded
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's parameters."""
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in names if name != "self"}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the constructor."""
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ConfigError(f"MixedModel has no parameter '{name}'")
+            setattr(self, name, value)
+        self._config()
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell scikit-learn whether `fit` has run."""
+        return hasattr(self, "model_")
+
+    def __sklearn_tags__(self) -> Any:
+        """Describe the estimator to scikit-learn, which alone calls this."""
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        logistic = self.task == "logistic_regression"
+        return Tags(
+            estimator_type="classifier" if logistic else "regressor",
+            target_tags=TargetTags(required=False),
+            classifier_tags=ClassifierTags(multi_class=False) if logistic else None,
+            regressor_tags=None if logistic else RegressorTags(),
+            input_tags=InputTags(two_d_array=False, string=True, allow_nan=False),
+        )
+
+    @property
+    def classes_(self) -> NDArray[np.int64]:
+        """Labels in the order of the columns of `predict_proba`."""
+        return np.array([0, 1])
+
+    def __repr__(self) -> str:
+        names = ", ".join(spec.name for spec in self.coordinates)
+        state = "fitted" if self.__sklearn_is_fitted__() else "not fitted"
+        names = names or ", ".join(self.model_.coordinates if hasattr(self, "model_") else ())
+        return f"MixedModel({self.task}: {names}; {state})"
+
+    def _fitted(self) -> TrainedModel:
+        if not hasattr(self, "model_"):
+            raise ModelError("this MixedModel is not fitted yet; call fit or load first")
+        return self.model_
+
+    def _load(self, X: Source) -> Dataset:
+        model = self._fitted()
+        return load_rows(X, model.row_schema(), model.indices, model.task, self.validate)
+
+
+def train(
+    config: ModelConfig,
+    train_rows: Source,
+    validation_rows: Source | None,
+    *,
+    engine: Engine | None = None,
+    on_start: Callable[[int, str], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> tuple[Descent, Workspace]:
+    """Bind a configuration to rows and descend.
+
+    Parameters
+    ----------
+    on_start, on_step
+        Called before (pass number, coordinate) and after each step.
+    """
+    workspace = (engine or LocalEngine()).prepare(config, train_rows, validation_rows)
+    schedule = Schedule(
+        config.passes,
+        config.tolerance,
+        config.select,
+        parse_metric(config.metrics[0]).higher_is_better,
+    )
+    result = descend(workspace.coordinates, workspace.scores, schedule, on_start, on_step)
+    return result, workspace
+
+
+def _with_response(X: Source, y: NDArray[Any], config: ModelConfig) -> pa.Table:
+    """Put labels beside rows, in the response's column."""
+    rows = open_rows(X, "X")
+    table = rows.read(rows.schema.names)
+    if y.shape != (table.num_rows,):
+        raise DataError(f"y has shape {y.shape}, X has {table.num_rows:,} rows")
+    name = config.columns.column("response")
+    if name in table.schema.names:
+        table = table.drop_columns([name])
+    return cast(pa.Table, table.append_column(name, pa.array(y)))

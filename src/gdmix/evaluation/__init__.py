@@ -1,0 +1,1 @@
+"""Exact weighted metrics of scored rows, over all rows and by group."""

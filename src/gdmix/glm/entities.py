@@ -1,0 +1,313 @@
+"""All entities of a block: each solved by the method that suits its size, in parallel.
+
+========================  ====================================  ===========================
+method                    where                                 work per Newton step
+========================  ====================================  ===========================
+dual Newton               few rows                              n^3 / 6
+primal Newton, Cholesky   few features                          nnz d + d^3 / 6
+primal Newton, CG         otherwise                             a few passes over nnz
+large problem             one entity with a large share of all  parallel over its rows
+========================  ====================================  ===========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.glm import dual_newton, primal_newton
+from gdmix.glm.compiled import kernel
+from gdmix.glm.dual_newton import solve_dual
+from gdmix.glm.large import fit_large
+from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.primal_newton import solve_primal
+from gdmix.glm.status import NOT_FINITE, STALLED
+from gdmix.glm.threads import map_threads, split_evenly
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+MAX_DUAL_ROWS = 32
+MAX_DUAL_FEATURES = 1024
+MAX_CHOLESKY_COEFFICIENTS = 28
+# An entity is a large problem if one thread would be busy with it while others idle.
+LARGE_ROWS = 200_000
+_DUAL, _CHOLESKY, _CONJUGATE_GRADIENT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class EntityBlock:
+    """The rows of many entities, grouped by entity, each with its own local columns.
+
+    Entity e owns rows ``row_ptr[e]:row_ptr[e + 1]`` and coefficients
+    ``coefficient_ptr[e]:coefficient_ptr[e + 1]``, the intercept first. Column j of its rows
+    belongs to its coefficient 1 + j.
+
+    Attributes
+    ----------
+    row_ptr
+        (E + 1,) int64.
+    coefficient_ptr
+        (E + 1,) int64.
+    indptr, indices, values
+        Compressed sparse rows over all n rows; uint32 local columns; float32.
+    response, weight
+        (n,) float64, in the block's row order.
+    """
+
+    row_ptr: I64
+    coefficient_ptr: I64
+    indptr: I64
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    response: F64
+    weight: F64
+
+    @property
+    def n_entities(self) -> int:
+        """Number of entities."""
+        return self.row_ptr.size - 1
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of all entities."""
+        return self.indptr.size - 1
+
+
+@dataclass(frozen=True)
+class EntitiesFit:
+    """What `fit_entities` returns, all arrays over the block's E entities.
+
+    Attributes
+    ----------
+    coefficients
+        Ragged, laid out by the block's `coefficient_ptr`.
+    status
+        (E,) int8 `FitStatus`.
+    iterations
+        (E,) int32 Newton iterations.
+    gradient_norm
+        (E,) norm of the gradient at the returned coefficients.
+    """
+
+    coefficients: F64
+    status: NDArray[np.int8]
+    iterations: NDArray[np.int32]
+    gradient_norm: F64
+
+
+def fit_entities(
+    block: EntityBlock,
+    offset: F64,
+    *,
+    loss: int,
+    l2: float,
+    intercept_l2: float,
+    intercept: bool = True,
+    tolerance: float = 1e-8,
+    max_iterations: int = 100,
+    start: F64 | None = None,
+    threads: int = 1,
+) -> EntitiesFit:
+    """Fit every entity's model to its own rows.
+
+    Parameters
+    ----------
+    offset
+        (n,) scores added before the entity's own, in the block's row order.
+    loss
+        A loss of `gdmix.glm.losses`.
+    l2, intercept_l2
+        L2 weight of the slopes and of the intercept.
+    tolerance
+        Stop at this gradient norm relative to the one at zero coefficients.
+    start
+        Ragged start coefficients, laid out as the result.
+    threads
+        Entities are independent: the result does not depend on it.
+    """
+    total = int(block.coefficient_ptr[-1])
+    coefficients = np.zeros(total) if start is None else start.copy()
+    status = np.zeros(block.n_entities, np.int8)
+    iterations = np.zeros(block.n_entities, np.int32)
+    gradient_norm = np.zeros(block.n_entities)
+    rows = np.diff(block.row_ptr)
+    large = np.flatnonzero(rows >= LARGE_ROWS)
+    for e in large:
+        first, last = block.coefficient_ptr[e], block.coefficient_ptr[e + 1]
+        design, own = _entity_problem(block, int(e))
+        fit = fit_large(
+            design,
+            block.response[own],
+            block.weight[own],
+            offset[own],
+            loss=loss,
+            penalty=_penalty(int(last - first), l2, intercept_l2),
+            intercept=intercept,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            start=coefficients[first:last],
+            threads=threads,
+        )
+        coefficients[first:last] = fit.coefficients
+        status[e] = fit.status
+        iterations[e] = fit.iterations
+        gradient_norm[e] = fit.gradient_norm
+
+    def solve(entities: I64) -> None:
+        _solve_range(
+            entities,
+            loss,
+            block.row_ptr,
+            block.coefficient_ptr,
+            block.indptr,
+            block.indices,
+            block.values,
+            block.response,
+            block.weight,
+            offset,
+            1.0 if intercept else 0.0,
+            intercept_l2,
+            l2,
+            tolerance,
+            max_iterations,
+            coefficients,
+            status,
+            iterations,
+            gradient_norm,
+        )
+
+    map_threads(solve, _tasks(rows, threads), threads)
+    _discard_overflow(block, coefficients, status)
+    return EntitiesFit(coefficients, status, iterations, gradient_norm)
+
+
+def _penalty(size: int, l2: float, intercept_l2: float) -> F64:
+    penalty = np.full(size, l2)
+    penalty[0] = intercept_l2
+    return penalty
+
+
+def _entity_problem(block: EntityBlock, e: int) -> tuple[CsrMatrix, slice]:
+    own = slice(int(block.row_ptr[e]), int(block.row_ptr[e + 1]))
+    first, last = block.indptr[own.start], block.indptr[own.stop]
+    return (
+        CsrMatrix(
+            block.indptr[own.start : own.stop + 1] - first,
+            block.indices[first:last],
+            block.values[first:last],
+            int(block.coefficient_ptr[e + 1] - block.coefficient_ptr[e]) - 1,
+        ),
+        own,
+    )
+
+
+def _tasks(rows: I64, threads: int) -> list[I64]:
+    """Heavy entities first, one task each; the rest in runs that keep memory order."""
+    heavy_rows = max(1000, int(rows.sum()) // (64 * threads))
+    heavy = np.flatnonzero((rows >= heavy_rows) & (rows < LARGE_ROWS))
+    heavy = heavy[np.argsort(-rows[heavy], kind="stable")]
+    light = np.flatnonzero(rows < heavy_rows)
+    parts = min(64 * threads, light.size // 64 + 1) if threads > 1 else 1
+    return [heavy[k : k + 1] for k in range(heavy.size)] + [
+        light[a:b] for a, b in split_evenly(light.size, parts)
+    ]
+
+
+def _discard_overflow(block: EntityBlock, coefficients: F64, status: NDArray[np.int8]) -> None:
+    bad = np.flatnonzero(~np.isfinite(coefficients))
+    if bad.size:
+        entities = np.unique(np.searchsorted(block.coefficient_ptr, bad, side="right") - 1)
+        status[entities] = NOT_FINITE
+        for e in entities:
+            coefficients[block.coefficient_ptr[e] : block.coefficient_ptr[e + 1]] = 0.0
+
+
+@kernel
+def _method(n: int, d: int, l2: float) -> int:
+    """Choose a solver for `n` rows and `d` coefficients, intercept included.
+
+    The dual's gradient is a difference of terms of size 1 / l2: below 1e-4 that costs digits.
+    """
+    if n <= MAX_DUAL_ROWS and n <= 2 * d and d <= MAX_DUAL_FEATURES and l2 > 0.0:
+        return _DUAL
+    if d <= MAX_CHOLESKY_COEFFICIENTS:
+        return _CHOLESKY
+    return _CONJUGATE_GRADIENT
+
+
+@kernel
+def _solve_range(
+    entities: I64,
+    loss: int,
+    row_ptr: I64,
+    coefficient_ptr: I64,
+    indptr: I64,
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    response: F64,
+    weight: F64,
+    offset: F64,
+    intercept: float,
+    intercept_l2: float,
+    l2: float,
+    tolerance: float,
+    max_iterations: int,
+    coefficients: F64,
+    status: NDArray[np.int8],
+    iterations: NDArray[np.int32],
+    gradient_norm: F64,
+) -> None:
+    """Solve the listed entities one after another, in scratch sized for the largest."""
+    most_rows, most_coefficients, side, dual_width = 1, 1, 1, 1
+    for k in range(entities.size):
+        e = entities[k]
+        n = row_ptr[e + 1] - row_ptr[e]
+        d = coefficient_ptr[e + 1] - coefficient_ptr[e]
+        most_rows = max(most_rows, n)
+        most_coefficients = max(most_coefficients, d)
+        method = _method(n, d, l2)
+        if method == _DUAL:
+            side = max(side, n)
+            dual_width = max(dual_width, d)
+        if method == _CHOLESKY or d <= MAX_CHOLESKY_COEFFICIENTS:
+            side = max(side, d)
+    # Rows a multiple of four long keep the vector loops free of remainders.
+    side = (side + 7) // 4 * 4
+    rows = np.empty((dual_newton.ROW_BUFFERS, most_rows + 4))
+    buffers = np.empty((primal_newton.COEFFICIENT_BUFFERS, most_coefficients))
+    dense = np.zeros((MAX_DUAL_ROWS, (dual_width + 7) // 4 * 4))
+    matrix = np.empty((side, side))
+    factor = np.empty((side, side))
+    penalty = np.full(most_coefficients, l2)
+    penalty[0] = intercept_l2
+    report = np.zeros(2)
+    for k in range(entities.size):
+        e = entities[k]
+        first, last = row_ptr[e], row_ptr[e + 1]
+        n = last - first
+        theta = coefficients[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        pointers = indptr[first : last + 1]
+        y, w, o = response[first:last], weight[first:last], offset[first:last]
+        method = _method(n, theta.size, l2)
+        iterations[e] = 0
+        solved = False
+        if method == _DUAL:
+            status[e] = solve_dual(
+                loss, n, pointers, indices, values, y, w, o, intercept, intercept_l2, l2,
+                tolerance, max_iterations, theta, rows, dense, matrix, factor, report,
+            )  # fmt: skip
+            solved = status[e] != STALLED
+            iterations[e] = np.int32(report[0])
+            if theta.size > MAX_CHOLESKY_COEFFICIENTS:
+                method = _CONJUGATE_GRADIENT
+        if not solved:
+            status[e] = solve_primal(
+                loss, n, pointers, indices, values, y, w, o, intercept,
+                penalty[: theta.size], tolerance, max_iterations, method != _CONJUGATE_GRADIENT,
+                theta, rows, buffers, factor, report,
+            )  # fmt: skip
+            iterations[e] += np.int32(report[0])
+        gradient_norm[e] = report[1]

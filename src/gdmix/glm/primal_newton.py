@@ -1,0 +1,268 @@
+"""Damped Newton for one small problem, in its coefficients.
+
+The step solves ``H step = -gradient``: by Cholesky where the features are few, else by
+conjugate gradients with a Jacobi preconditioner, stopped early while far from the optimum
+(Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.1). The line search is Armijo's
+on the margins: a trial step costs no pass over the features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.glm import cholesky
+from gdmix.glm.compiled import kernel
+from gdmix.glm.line_search import search
+from gdmix.glm.losses import evaluate_rows, labels_of_one_class
+from gdmix.glm.objective import (
+    add_hessian,
+    add_hessian_diagonal,
+    add_hessian_product,
+    add_margins,
+    add_transposed,
+    dot,
+    margins,
+    rounding_floor,
+)
+from gdmix.glm.status import CONVERGED, MAX_ITERATIONS, SEPARATED, STALLED
+
+F64 = NDArray[np.float64]
+
+ROW_BUFFERS = 7
+COEFFICIENT_BUFFERS = 7
+# An intercept without a finite optimum moves at most this far in one step, so that it stops
+# soon after its gradient has met the tolerance.
+MAX_INTERCEPT_STEP = 5.0
+
+
+@kernel
+def solve_primal(
+    loss: int,
+    n: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    y: F64,
+    w: F64,
+    offset: F64,
+    intercept: float,
+    penalty: F64,
+    tolerance: float,
+    max_iterations: int,
+    direct: bool,
+    theta: F64,
+    rows: NDArray[np.float64],
+    coefficients: NDArray[np.float64],
+    hessian: NDArray[np.float64],
+    report: F64,
+) -> int:
+    """Minimise the objective from the start in `theta`; overwrite `theta`.
+
+    Parameters
+    ----------
+    n
+        Number of rows; `indptr`, `y`, `w` and `offset` are this problem's slices.
+    penalty
+        (d,) L2 weight per coefficient, d = features + 1.
+    tolerance
+        Relative to the gradient's norm at zero coefficients.
+    direct
+        Cholesky rather than conjugate gradients.
+    rows, coefficients, hessian
+        Scratch: (ROW_BUFFERS, >= n), (COEFFICIENT_BUFFERS, >= d), and (>= d, >= d) if direct.
+    report
+        (2,): filled with the number of iterations and the final gradient norm.
+
+    Returns
+    -------
+    int
+        A `FitStatus`.
+    """
+    d = theta.size
+    z, d1, d2 = rows[0], rows[1], rows[2]
+    new_z, new_d1, new_d2, move = rows[3], rows[4], rows[5], rows[6]
+    gradient, step = coefficients[0][:d], coefficients[1][:d]
+
+    # The reference of the stopping rule: the gradient at zero coefficients.
+    value = evaluate_rows(loss, n, offset, y, w, d1, d2)
+    gradient[:] = 0.0
+    add_transposed(n, indptr, indices, values, intercept, d1, gradient)
+    reference = math.sqrt(dot(d, gradient, gradient))
+    warm = False
+    for j in range(d):
+        warm = warm or theta[j] != 0.0
+    if warm:
+        add_margins(n, indptr, indices, values, intercept, theta, offset, z)
+        value = evaluate_rows(loss, n, z, y, w, d1, d2)
+    else:
+        z[:n] = offset[:n]
+
+    separated = intercept != 0.0 and penalty[0] == 0.0 and labels_of_one_class(loss, n, y, w)
+    status = MAX_ITERATIONS
+    previous_norm = 0.0
+    below_noise = False
+    iteration = 0
+    while True:
+        gradient[:] = 0.0
+        add_transposed(n, indptr, indices, values, intercept, d1, gradient)
+        norm_squared = 0.0
+        size_squared = 0.0
+        for j in range(d):
+            gradient[j] += penalty[j] * theta[j]
+            norm_squared += gradient[j] * gradient[j]
+            size_squared += penalty[j] * theta[j] * theta[j]
+        norm = math.sqrt(norm_squared)
+        if norm <= tolerance * reference:
+            status = CONVERGED
+            break
+        if below_noise and norm > 0.5 * previous_norm:
+            status = STALLED
+            break
+        if iteration == max_iterations:
+            break
+        previous_norm = norm
+        iteration += 1
+
+        if direct:
+            _cholesky_step(
+                n, indptr, indices, values, intercept, d2, penalty, gradient, hessian, step
+            )
+        else:
+            residual = max(
+                min(0.1, math.sqrt(norm / max(reference, norm))) * norm,
+                0.3 * tolerance * reference,
+            )
+            _conjugate_gradient_step(
+                n,
+                indptr,
+                indices,
+                values,
+                intercept,
+                d2,
+                penalty,
+                gradient,
+                residual,
+                step,
+                move,
+                coefficients,
+            )
+        if separated and abs(step[0]) > MAX_INTERCEPT_STEP:
+            shrink = MAX_INTERCEPT_STEP / abs(step[0])
+            for j in range(d):
+                step[j] *= shrink
+
+        slope = 0.0
+        cross = 0.0
+        step_squared = 0.0
+        for j in range(d):
+            slope += gradient[j] * step[j]
+            cross += penalty[j] * theta[j] * step[j]
+            step_squared += penalty[j] * step[j] * step[j]
+        margins(n, indptr, indices, values, intercept, step, move)
+        objective = value + 0.5 * size_squared
+        noise = 1e-13 * abs(objective)
+        below_noise = -slope <= noise
+        t, new_value = search(
+            loss, n, z, move, y, w, value, slope, cross, step_squared, noise, new_z, new_d1, new_d2
+        )
+        if t == 0.0:
+            status = STALLED
+            break
+        for j in range(d):
+            theta[j] += t * step[j]
+        z, new_z = new_z, z
+        d1, new_d1 = new_d1, d1
+        d2, new_d2 = new_d2, d2
+        value = new_value
+
+    if status != CONVERGED and norm <= rounding_floor(
+        n, indptr, indices, values, intercept, theta, offset, d1, d2, penalty
+    ):
+        status = CONVERGED
+    if separated:
+        status = SEPARATED
+    report[0] = iteration
+    report[1] = norm
+    return status
+
+
+@kernel
+def _cholesky_step(
+    n: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    intercept: float,
+    d2: F64,
+    penalty: F64,
+    gradient: F64,
+    hessian: NDArray[np.float64],
+    step: F64,
+) -> None:
+    d = step.size
+    for i in range(d):
+        row = hessian[i]
+        for j in range(i):
+            row[j] = 0.0
+        row[i] = penalty[i]
+    add_hessian(n, indptr, indices, values, intercept, d2, hessian)
+    cholesky.factorize(d, hessian, penalty)
+    for j in range(d):
+        step[j] = -gradient[j]
+    cholesky.solve(d, hessian, step)
+
+
+@kernel
+def _conjugate_gradient_step(
+    n: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    intercept: float,
+    d2: F64,
+    penalty: F64,
+    gradient: F64,
+    target: float,
+    step: F64,
+    margin: F64,
+    coefficients: NDArray[np.float64],
+) -> None:
+    """Solve ``H step = -gradient`` until the residual's norm is at most `target`."""
+    d = step.size
+    residual, direction, product = coefficients[2], coefficients[3][:d], coefficients[4][:d]
+    scaled, inverse = coefficients[5], coefficients[6][:d]
+    inverse[:] = penalty
+    add_hessian_diagonal(n, indptr, indices, values, intercept, d2, inverse)
+    fit = 0.0
+    for j in range(d):
+        inverse[j] = 1.0 / inverse[j] if inverse[j] > 0.0 else 0.0
+        step[j] = 0.0
+        residual[j] = -gradient[j]
+        direction[j] = inverse[j] * residual[j]
+        fit += residual[j] * direction[j]
+    for _ in range(2 * d + 10):
+        for j in range(d):
+            product[j] = penalty[j] * direction[j]
+        add_hessian_product(
+            n, indptr, indices, values, intercept, d2, direction, margin, product
+        )
+        curvature = dot(d, direction, product)
+        if curvature <= 0.0:
+            break
+        length = fit / curvature
+        norm_squared = 0.0
+        next_fit = 0.0
+        for j in range(d):
+            step[j] += length * direction[j]
+            residual[j] -= length * product[j]
+            norm_squared += residual[j] * residual[j]
+            scaled[j] = inverse[j] * residual[j]
+            next_fit += residual[j] * scaled[j]
+        if norm_squared <= target * target:
+            break
+        for j in range(d):
+            direction[j] = scaled[j] + next_fit / fit * direction[j]
+        fit = next_fit

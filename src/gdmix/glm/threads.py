@@ -1,0 +1,39 @@
+"""Threads inside one process: kernels release the interpreter lock, so a pool is enough."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def available_threads() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="gdmix")
+
+
+def map_threads(
+    function: Callable[[_Task], _Result], tasks: Sequence[_Task], threads: int
+) -> list[_Result]:
+    """Apply `function` to every task, `threads` at a time, tasks started in order."""
+    if threads == 1 or len(tasks) == 1:
+        return [function(task) for task in tasks]
+    return list(_pool(threads).map(function, tasks))
+
+
+def split_evenly(n: int, parts: int) -> list[tuple[int, int]]:
+    """Cut ``range(n)`` into at most `parts` non-empty slices of about equal length."""
+    bounds = [n * k // parts for k in range(parts + 1)]
+    return [(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a] or [(0, 0)]

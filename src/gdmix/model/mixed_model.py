@@ -1,0 +1,203 @@
+"""The trained model: coordinates in order, whose scores add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gdmix.config import ColumnRoles, FeatureBag, Task
+from gdmix.data.dataset import Dataset
+from gdmix.data.feature_index import INTERCEPT_NAME, FeatureIndex
+from gdmix.data.schema import RowSchema
+from gdmix.errors import ModelError, did_you_mean
+from gdmix.glm import losses
+from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
+
+F64 = NDArray[np.float64]
+
+LOSSES: Mapping[Task, int] = {
+    "logistic_regression": losses.LOGISTIC,
+    "linear_regression": losses.SQUARED,
+    "poisson_regression": losses.POISSON,
+}
+
+
+@dataclass(frozen=True)
+class CoordinateModel:
+    """One coordinate's coefficients and what they apply to.
+
+    Attributes
+    ----------
+    features
+        Names of its feature bags.
+    intercept
+        Whether it has an intercept.
+    coefficients
+        `FixedCoefficients`, or `RandomCoefficients` where `entity` is given.
+    entity
+        Entity column of a random effect.
+    """
+
+    features: tuple[str, ...]
+    intercept: bool
+    coefficients: FixedCoefficients | RandomCoefficients
+    entity: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """All that is needed to score rows.
+
+    Attributes
+    ----------
+    task
+        Decides the inverse link.
+    columns
+        Column roles of the rows it was trained on.
+    bags
+        Feature bags by name.
+    indices
+        The frozen feature index of each bag.
+    coordinates
+        Models by coordinate, in order.
+    """
+
+    task: Task
+    columns: ColumnRoles
+    bags: Mapping[str, FeatureBag]
+    indices: Mapping[str, FeatureIndex]
+    coordinates: Mapping[str, CoordinateModel] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> int:
+        """The loss of `gdmix.glm.losses` that belongs to the task."""
+        return LOSSES[self.task]
+
+    def row_schema(self, groups: Sequence[str] = ()) -> RowSchema:
+        """Return which columns scoring reads."""
+        entities = (m.entity for m in self.coordinates.values() if m.entity is not None)
+        return RowSchema(
+            self.columns,
+            self.bags,
+            tuple(dict.fromkeys(entities)),
+            tuple(groups),
+            needs_response=False,
+        )
+
+    def components(self, rows: Dataset, threads: int = 1) -> dict[str, F64]:
+        """Return each coordinate's score of each row, (n,) each, without the rows' offset."""
+        return {
+            name: score_coordinate(model, rows, threads) for name, model in self.coordinates.items()
+        }
+
+    def coordinate(self, name: str) -> CoordinateModel:
+        """Return a coordinate's model.
+
+        Raises
+        ------
+        ModelError
+            If there is none of that name.
+        """
+        if name not in self.coordinates:
+            known = ", ".join(self.coordinates)
+            hint = did_you_mean(name, self.coordinates)
+            raise ModelError(f"no coordinate '{name}'{hint}; the model has: {known}")
+        return self.coordinates[name]
+
+    def feature_names(self, coordinate: str) -> tuple[pa.Array, pa.Array]:
+        """Return names and terms of a coordinate's columns, the intercept first."""
+        bags = [self.indices[b] for b in self.coordinate(coordinate).features]
+        first = pa.array([INTERCEPT_NAME], pa.large_string())
+        empty = pa.array([""], pa.large_string())
+        return (
+            pa.concat_arrays([first, *(index.names for index in bags)]),
+            pa.concat_arrays([empty, *(index.terms for index in bags)]),
+        )
+
+    def coefficient_table(self, coordinate: str, entity: object = None) -> pa.Table:
+        """Return coefficients in long form.
+
+        Parameters
+        ----------
+        entity
+            Of a random effect, only this entity's; None: all of them.
+
+        Returns
+        -------
+        pyarrow.Table
+            Columns ``name``, ``term``, ``value``; before them ``entity`` if it is a random
+            effect and no single entity was asked for.
+
+        Raises
+        ------
+        ModelError
+            If the coordinate or the entity has no model.
+        """
+        model = self.coordinate(coordinate)
+        names, terms = self.feature_names(coordinate)
+        coefficients = model.coefficients
+        if isinstance(coefficients, FixedCoefficients):
+            if entity is not None:
+                raise ModelError(f"coordinate '{coordinate}' is a fixed effect: it has no entities")
+            columns = np.arange(coefficients.values.size, dtype=np.uint32)
+            values, owner = coefficients.values, None
+        else:
+            first, last = 0, len(coefficients)
+            if entity is not None:
+                first = coefficients.find(entity)
+                if first < 0:
+                    raise ModelError(f"coordinate '{coordinate}' has no model of entity {entity!r}")
+                last = first + 1
+            part = slice(coefficients.indptr[first], coefficients.indptr[last])
+            columns, values = coefficients.columns[part], coefficients.values[part]
+            sizes = np.diff(coefficients.indptr[first : last + 1])
+            numbers = pa.array(np.repeat(np.arange(first, last), sizes))
+            owner = None if entity is not None else coefficients.entities.take(numbers)
+        table = pa.table(
+            {
+                "name": names.take(pa.array(columns)),
+                "term": terms.take(pa.array(columns)),
+                "value": values,
+            }
+        )
+        if owner is not None:
+            table = table.add_column(0, "entity", owner)
+        return table if model.intercept else table.filter(pc.not_equal(pa.array(columns), 0))
+
+    def largest_coefficients(self, coordinate: str, entity: object, top: int) -> pa.Table:
+        """Return the `top` rows of `coefficient_table` by magnitude, largest first.
+
+        Raises
+        ------
+        ModelError
+            If the coordinate or the entity has no model.
+        """
+        table = self.coefficient_table(coordinate, entity)
+        sizes = np.abs(table["value"].to_numpy())
+        return table.take(pa.array(np.argsort(-sizes, kind="stable")[:top]))
+
+    def summary(self, coordinate: str) -> dict[str, object]:
+        """Return what a coordinate is and how large."""
+        model = self.coordinate(coordinate)
+        random = isinstance(model.coefficients, RandomCoefficients)
+        return {
+            "type": "random_effect" if random else "fixed_effect",
+            "entity": model.entity,
+            "features": list(model.features),
+            "models": len(model.coefficients),
+            "coefficients": model.coefficients.values.size,
+        }
+
+
+def score_coordinate(model: CoordinateModel, rows: Dataset, threads: int = 1) -> F64:
+    """Return one coordinate's score of each row, (n,)."""
+    design = rows.design(model.features)
+    if isinstance(model.coefficients, FixedCoefficients):
+        return model.coefficients.score(design, threads)
+    assert model.entity is not None
+    return model.coefficients.score(design, rows.keys[model.entity], threads)

@@ -1,0 +1,195 @@
+"""The native model folder: a versioned manifest, feature indices, coefficients in Parquet.
+
+    manifest.json                     format version, task, columns, bags, coordinates
+    feature_index/<bag>.parquet       name, term; the row's number is the feature's
+    <coordinate>/models/part-*.parquet
+        fixed effect                  column, value
+        random effect                 entity, columns (list), values (list)
+
+The manifest is written last: a folder that has one is whole. `docs/formats.md` is the contract.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gdmix._version import __version__
+from gdmix.config import ColumnRoles, FeatureBag
+from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.write import write_json, write_table
+from gdmix.errors import ModelError
+from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
+from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_PART = "part-00000.parquet"
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder holds a whole model of ours, of whatever version."""
+    try:
+        return bool(_read_manifest(path)["format"] == "gdmix")
+    except (ModelError, KeyError, TypeError):
+        return False
+
+
+def write_model(model: TrainedModel, folder: Path) -> None:
+    """Write a model into an empty folder.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write there.
+    """
+    for bag, index in model.indices.items():
+        table = pa.table({"name": index.names, "term": index.terms})
+        write_table(table, folder / "feature_index" / f"{bag}.parquet")
+    for name, coordinate in model.coordinates.items():
+        table = _coefficients_to_arrow(coordinate.coefficients)
+        write_table(table, folder / name / "models" / _PART)
+    write_json(_manifest(model), folder / MANIFEST)
+
+
+def read_model(folder: Path) -> TrainedModel:
+    """Read a model folder.
+
+    Raises
+    ------
+    ModelError
+        If it is no model folder, is damaged, or was written by a later version.
+    """
+    manifest = _read_manifest(folder)
+    if not isinstance(manifest, dict) or manifest.get("format") != "gdmix":
+        raise ModelError(f"{folder}: {MANIFEST} is not one of a gdmix model")
+    version = manifest.get("version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise ModelError(
+            f"{folder}: the model has format version {version}, "
+            f"this gdmix ({__version__}) reads up to {FORMAT_VERSION}; install a newer one"
+        )
+    try:
+        bags = {name: FeatureBag.model_validate(bag) for name, bag in manifest["bags"].items()}
+        indices = {name: _read_index(folder / "feature_index" / f"{name}.parquet") for name in bags}
+        coordinates = {
+            name: _read_coordinate(folder / name / "models", entry)
+            for name, entry in manifest["coordinates"].items()
+        }
+        columns = ColumnRoles.model_validate(manifest["columns"])
+        model = TrainedModel(manifest["task"], columns, bags, indices, coordinates)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder}: {MANIFEST} is damaged: {reason}") from None
+    _check_columns(folder, model)
+    return model
+
+
+def _read_manifest(folder: Path) -> Any:
+    path = folder / MANIFEST
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        reason = f"has no {MANIFEST}" if folder.is_dir() else "no such folder"
+        raise ModelError(f"{folder}: is not a model: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: can't be read: {error}") from None
+
+
+def _manifest(model: TrainedModel) -> dict[str, Any]:
+    return {
+        "format": "gdmix",
+        "version": FORMAT_VERSION,
+        "written_by": __version__,
+        "task": model.task,
+        "columns": model.columns.model_dump(mode="json"),
+        "bags": {name: bag.model_dump(mode="json") for name, bag in model.bags.items()},
+        "coordinates": {
+            name: {
+                "type": "fixed_effect" if c.entity is None else "random_effect",
+                "features": list(c.features),
+                "intercept": c.intercept,
+                "entity": c.entity,
+            }
+            for name, c in model.coordinates.items()
+        },
+    }
+
+
+def _coefficients_to_arrow(coefficients: FixedCoefficients | RandomCoefficients) -> pa.Table:
+    if isinstance(coefficients, FixedCoefficients):
+        columns = np.arange(coefficients.values.size, dtype=np.uint32)
+        return pa.table({"column": columns, "value": coefficients.values})
+    offsets = pa.array(coefficients.indptr)
+    return pa.table(
+        {
+            "entity": coefficients.entities,
+            "columns": pa.LargeListArray.from_arrays(offsets, pa.array(coefficients.columns)),
+            "values": pa.LargeListArray.from_arrays(offsets, pa.array(coefficients.values)),
+        }
+    )
+
+
+def _read_parts(folder: Path) -> pa.Table:
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise ModelError(f"{folder}: holds no part-*.parquet file")
+    return pa.concat_tables([_read_parquet(file) for file in files])
+
+
+def _read_parquet(file: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(file) as parquet:
+            return parquet.read()
+    except (OSError, pa.ArrowException) as error:
+        raise ModelError(f"{file}: damaged or missing: {' '.join(str(error).split())}") from None
+
+
+def _read_index(file: Path) -> FeatureIndex:
+    table = _read_parquet(file)
+    return FeatureIndex(table["name"], table["term"])
+
+
+def _read_coordinate(folder: Path, entry: dict[str, Any]) -> CoordinateModel:
+    table = _read_parts(folder)
+    coefficients: FixedCoefficients | RandomCoefficients
+    if entry["type"] == "fixed_effect":
+        coefficients = FixedCoefficients(_to_numpy(table["value"], np.float64))
+    else:
+        columns = _one_array(table["columns"])
+        sizes = columns.value_lengths().to_numpy()
+        coefficients = RandomCoefficients(
+            _one_array(table["entity"]),
+            np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+            _to_numpy(columns.flatten(), np.uint32),
+            _to_numpy(_one_array(table["values"]).flatten(), np.float64),
+        )
+    return CoordinateModel(
+        tuple(entry["features"]), bool(entry["intercept"]), coefficients, entry["entity"]
+    )
+
+
+def _check_columns(folder: Path, model: TrainedModel) -> None:
+    for name, coordinate in model.coordinates.items():
+        width = 1 + sum(len(model.indices[bag]) for bag in coordinate.features)
+        coefficients = coordinate.coefficients
+        if isinstance(coefficients, FixedCoefficients):
+            fits = coefficients.values.size == width
+        else:
+            fits = coefficients.columns.size == coefficients.values.size
+            fits = fits and int(coefficients.columns.max(initial=0)) < width
+        if not fits:
+            raise ModelError(f"{folder}: coordinate '{name}' does not fit its feature index")
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _to_numpy(column: Any, kind: Any) -> Any:
+    return np.asarray(column.to_numpy(), kind)

@@ -1,0 +1,93 @@
+"""Score rows with a saved model into files, and compute the metrics of such files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from gdmix.config import DEFAULT_METRICS, Task, ValidateMode, parse_metric
+from gdmix.data.dataset import load_rows
+from gdmix.data.score_files import read_scores, score_table, write_scores
+from gdmix.errors import ConfigError, did_you_mean
+from gdmix.evaluation.evaluate import evaluate
+from gdmix.glm.losses import inverse_link
+from gdmix.glm.threads import available_threads
+from gdmix.model.store import read_model
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Where the scores went, and how many rows they are."""
+
+    path: Path
+    rows: int
+
+
+def score_to_file(
+    model_folder: Path,
+    data: Sequence[str],
+    output: Path,
+    components: bool = False,
+    validate: ValidateMode = "strict",
+) -> Scored:
+    """Score rows and write ``uid``, ``prediction``, ``total_score`` and what is known of them.
+
+    Parameters
+    ----------
+    components
+        Also write a column ``score:<coordinate>`` per coordinate.
+
+    Raises
+    ------
+    GdmixError
+        If the model, the rows or the output can't be used.
+    """
+    model = read_model(model_folder)
+    rows = load_rows(list(data), model.row_schema(), model.indices, model.task, validate)
+    parts = model.components(rows, available_threads())
+    total = sum(parts.values(), rows.offset)
+    columns = {f"score:{name}": score for name, score in parts.items()} if components else {}
+    columns["prediction"] = inverse_link(model.loss, total)
+    path = write_scores(score_table(rows, model.task, total, columns), output)
+    return Scored(path, rows.n_rows)
+
+
+def evaluate_files(
+    paths: Sequence[str], metrics: Sequence[str], score_column: str, task: str | None
+) -> dict[str, float]:
+    """Compute metrics of score files.
+
+    Parameters
+    ----------
+    metrics
+        Default: those of the task.
+    score_column
+        Column of the linear predictor.
+    task
+        Default: the one that the files name.
+
+    Raises
+    ------
+    GdmixError
+        If a metric, a column or the task is unknown.
+    """
+    known: tuple[Task, ...] = get_args(Task)
+    given = next((t for t in known if t == task), None)
+    if task is not None and given is None:
+        hint = did_you_mean(task, known)
+        raise ConfigError(f"--task {task}: unknown{hint}; known: {', '.join(known)}")
+    columns = (parse_metric(name).column for name in metrics)
+    rows = read_scores(paths, [c for c in columns if c is not None], score_column)
+    chosen = given or rows.task
+    if chosen is None:
+        raise ConfigError(f"{paths[0]}: does not name its task; pass --task")
+    return evaluate(
+        metrics or DEFAULT_METRICS[chosen],
+        rows.score,
+        rows.response,
+        rows.weight,
+        task=chosen,
+        groups=rows.groups,
+    )
