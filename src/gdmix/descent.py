@@ -18,6 +18,8 @@ from gdmix.model.mixed_model import CoordinateModel
 
 log = logging.getLogger("gdmix")
 
+Recentre = Callable[[Mapping[str, CoordinateModel]], dict[str, CoordinateModel]]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -95,6 +97,7 @@ def descend(
     coordinates: Mapping[str, Coordinate],
     scores: ScoreTable,
     schedule: Schedule,
+    recentre: Recentre | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Descent:
@@ -106,6 +109,9 @@ def descend(
         In the order of a pass.
     scores
         Filled as coordinates are fitted.
+    recentre
+        Called between passes: replaces models by others with the same total training scores
+        and a lower penalty.
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
     """
@@ -114,6 +120,12 @@ def descend(
     best: float | None = None
     previous = float("inf")
     for pass_number in range(1, schedule.passes + 1):
+        if pass_number > 1 and recentre is not None:
+            recentred = recentre(models)
+            for name in models:
+                if recentred[name] is not models[name]:
+                    scores.put(name, coordinates[name].score(recentred[name]))
+            models = recentred
         for name, coordinate in coordinates.items():
             if on_start is not None:
                 on_start(pass_number, name)

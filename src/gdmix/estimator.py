@@ -326,7 +326,9 @@ def train(
         config.select,
         parse_metric(config.metrics[0]).higher_is_better,
     )
-    result = descend(workspace.coordinates, workspace.scores, schedule, on_start, on_step)
+    result = descend(
+        workspace.coordinates, workspace.scores, schedule, workspace.recentre, on_start, on_step
+    )
     return result, workspace
 
 

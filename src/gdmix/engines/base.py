@@ -23,6 +23,9 @@ class Workspace(Protocol):
     def scores(self) -> ScoreTable:
         """The score table, empty at first."""
 
+    def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
+        """Move what random effects share into the fixed effects (`coordinates.recentring`)."""
+
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""
 

@@ -12,6 +12,7 @@ from gdmix.config import FixedEffect, ModelConfig
 from gdmix.coordinates.base import Coordinate, Scores
 from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
+from gdmix.coordinates.recentring import Penalty, recentre
 from gdmix.data.dataset import Dataset, key_codes, load_rows, load_training
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.read import Source
@@ -62,6 +63,12 @@ class LocalWorkspace:
         self.scores.evaluate()
         threads = config.threads or available_threads()
         loss = LOSSES[config.task]
+        # A row without an entity keeps the fixed effect's share alone: it can't be recentred.
+        self._penalties = {
+            name: Penalty(spec.l2, spec.l2 if spec.regularize_intercept else 0.0)
+            for name, spec in config.coordinates.items()
+            if isinstance(spec, FixedEffect) or not train.keys[spec.entity].null_count
+        }
         self.coordinates: dict[str, Coordinate] = {}
         for name, spec in config.coordinates.items():
             self.coordinates[name] = (
@@ -69,6 +76,11 @@ class LocalWorkspace:
                 if isinstance(spec, FixedEffect)
                 else RandomEffectCoordinate(spec, train, validation, loss, threads)
             )
+
+    def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
+        """Move what random effects share into the fixed effects."""
+        sizes = {bag: len(index) for bag, index in self._indices.items()}
+        return recentre(models, self._penalties, sizes)
 
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""

@@ -1,0 +1,139 @@
+"""Recentring: what the models of all entities share belongs to the fixed effect.
+
+Block descent moves a shift that is common to a random effect's entities into the fixed effect
+only slowly: each fit holds the other. The shift can be made at once. For a feature j that both
+have, adding s to the fixed coefficient g and subtracting it from the C entities' coefficients
+leaves every training score as it is, and the penalty
+
+    l2_fixed / 2 (g + s)^2 + l2_random / 2 sum_e (t_e - s)^2
+
+is least at  s = (l2_random sum_e t_e - l2_fixed g) / (l2_fixed + l2_random C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
+from gdmix.model.mixed_model import CoordinateModel
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """L2 weights of a coordinate's slopes and of its intercept."""
+
+    l2: float
+    intercept_l2: float
+
+    def of_columns(self, n: int) -> F64:
+        """Return one weight per column, (n,), the intercept first."""
+        weights = np.full(n, self.l2)
+        weights[0] = self.intercept_l2
+        return weights
+
+
+def recentre(
+    models: Mapping[str, CoordinateModel],
+    penalties: Mapping[str, Penalty],
+    bag_sizes: Mapping[str, int],
+) -> dict[str, CoordinateModel]:
+    """Move what random effects share into the fixed effects that have the same bags.
+
+    Parameters
+    ----------
+    models
+        The current model of each coordinate, in order.
+    penalties
+        Of the coordinates that may be changed.
+    bag_sizes
+        Number of features of each bag.
+
+    Returns
+    -------
+    dict
+        The same models, those that changed replaced: training scores add up as before.
+    """
+    result = dict(models)
+    changeable = [name for name in models if name in penalties]
+    fixed = [n for n in changeable if isinstance(models[n].coefficients, FixedCoefficients)]
+    for name in changeable:
+        if name in fixed:
+            continue
+        free = set(models[name].features) | ({""} if models[name].intercept else set())
+        for target in fixed:
+            pairs = _shared_columns(result[name], result[target], bag_sizes, free)
+            if pairs is not None:
+                own, theirs = pairs
+                result[name], result[target] = _move(
+                    result[name], result[target], own, theirs, penalties[name], penalties[target]
+                )
+    return result
+
+
+def _shared_columns(
+    random: CoordinateModel,
+    fixed: CoordinateModel,
+    bag_sizes: Mapping[str, int],
+    free: set[str],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Return matching columns; bags found are taken from `free` (the intercept is bag "")."""
+    own, theirs = _column_ranges(random, bag_sizes), _column_ranges(fixed, bag_sizes)
+    shared = [bag for bag in own if bag in theirs and bag in free]
+    free.difference_update(shared)
+    if not shared:
+        return None
+    return (
+        np.concatenate([np.arange(*own[bag]) for bag in shared]),
+        np.concatenate([np.arange(*theirs[bag]) for bag in shared]),
+    )
+
+
+def _column_ranges(
+    model: CoordinateModel, bag_sizes: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
+    ranges = {"": (0, 1)} if model.intercept else {}
+    first = 1
+    for bag in model.features:
+        ranges[bag] = (first, first + bag_sizes[bag])
+        first += bag_sizes[bag]
+    return ranges
+
+
+def _move(
+    random: CoordinateModel,
+    fixed: CoordinateModel,
+    own: NDArray[np.int64],
+    theirs: NDArray[np.int64],
+    random_penalty: Penalty,
+    fixed_penalty: Penalty,
+) -> tuple[CoordinateModel, CoordinateModel]:
+    coefficients, target = random.coefficients, fixed.coefficients
+    assert isinstance(coefficients, RandomCoefficients)
+    assert isinstance(target, FixedCoefficients)
+    width = int(coefficients.columns.max(initial=0)) + 1
+    own_seen = own < width
+    own, theirs = own[own_seen], theirs[own_seen]
+    totals = np.bincount(coefficients.columns, coefficients.values, minlength=width)[own]
+    counts = np.bincount(coefficients.columns, minlength=width)[own]
+    weight = random_penalty.of_columns(width)[own]
+    fixed_weight = fixed_penalty.of_columns(target.values.size)[theirs]
+    curvature = fixed_weight + weight * counts
+    pull = weight * totals - fixed_weight * target.values[theirs]
+    # Without a penalty on the entities' side the shift would empty the fixed effect.
+    useful = (curvature > 0.0) & (weight > 0.0) & (counts > 0)
+    shift = np.divide(pull, curvature, out=np.zeros_like(pull), where=useful)
+    by_column = np.zeros(width)
+    by_column[own] = shift
+    values = target.values.copy()
+    values[theirs] += shift
+    moved = coefficients.values - by_column[coefficients.columns]
+    return (
+        replace(random, coefficients=replace(coefficients, values=moved)),
+        replace(fixed, coefficients=replace(target, values=values)),
+    )
