@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,52 +13,70 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from typer.core import TyperGroup
 
 from gdmix._version import __version__
 from gdmix.errors import ConfigError, GdmixError, ModelError
 
-app = typer.Typer(
-    name="gdmix",
-    help="Train, score and inspect generalized mixed models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-example_app = typer.Typer(help="Prepare an example's data.", no_args_is_help=True)
-app.add_typer(example_app, name="example")
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class _Program(TyperGroup):
+    """All commands: what a user can mend ends with one line per finding and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        logger, terminal = logging.getLogger("gdmix"), _Terminal(logging.WARNING)
+        logger.addHandler(terminal)
+        try:
+            return super().invoke(ctx)
+        except GdmixError as error:
+            for line in str(error).splitlines():
+                _print_labelled("error", "bold red", line)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("interrupted; nothing half-written is left")
+            raise typer.Exit(130) from None
+        except MemoryError:
+            _print_labelled("error", "bold red", "out of memory")
+            raise typer.Exit(3) from None
+        finally:
+            logger.removeHandler(terminal)
+
+
+# Plain help: as readable in a log or an 80-column terminal as anywhere.
+_LOOK: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+app = typer.Typer(
+    name="gdmix", cls=_Program, help="Train, score and inspect generalized mixed models.", **_LOOK
+)
+example_app = typer.Typer(help="Prepare an example's data.", **_LOOK)
+app.add_typer(example_app, name="example")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-Validate = Annotated[str, typer.Option("--validate", help="What bad rows do: strict, drop or off.")]
-Model = Annotated[Path, typer.Argument(help="A model folder or a run folder.")]
+Validate = Annotated[
+    str,
+    typer.Option("--validate", metavar="MODE", help="What bad rows do: strict, drop or off."),
+]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder or a run folder.")]
 
 
 def main() -> None:
-    """Run the program: exit code 2 and one line per finding for what a user can mend."""
-    try:
-        app()
-    except GdmixError as error:
-        for line in str(error).splitlines():
-            err.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
-        sys.exit(130)
-    except MemoryError:
-        err.print("error: out of memory", style="bold red")
-        sys.exit(3)
+    """Run the program."""
+    app()
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    logger = logging.getLogger("gdmix")
-    logger.addHandler(_Terminal(logging.WARNING))
     if version:
         print(f"gdmix {__version__}")
         raise typer.Exit
@@ -67,13 +84,14 @@ def _root(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")],
     override: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, by dotted key."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one: coordinates.per-user.l2=5."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder, instead of the file's.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="Run folder, instead of the file's."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace earlier results in the run folder.")
@@ -90,7 +108,7 @@ def train(
     if output is not None:
         overrides["output"] = json.dumps(str(output))
     run_config = RunConfig.from_yaml(config, overrides)
-    steps = run_config.passes * len(run_config.coordinates)
+    steps = run_config.passes * len(run_config.coordinates) + (run_config.solver == "joint")
     with _progress("reading rows", steps, quiet or as_json) as show:
         history = run(
             run_config,
@@ -108,9 +126,14 @@ def train(
 @app.command()
 def score(
     model: Model,
-    data: Annotated[list[str], typer.Argument(help="Rows: files, folders or patterns.")],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Rows: files, folders or patterns.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .parquet or .csv file, or a folder.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="A .parquet or .csv file, or a folder."
+        ),
     ],
     components: Annotated[
         bool, typer.Option("--components", help="Add a column per coordinate.")
@@ -132,16 +155,24 @@ def score(
 
 @app.command()
 def evaluate(
-    scores: Annotated[list[str], typer.Argument(help="Score files: files, folders, patterns.")],
+    scores: Annotated[
+        list[str], typer.Argument(metavar="SCORES", help="Score files, folders or patterns.")
+    ],
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "-m", help="Such as auc, logloss, ndcg@10:user_id; repeatable."),
+        typer.Option(
+            "--metric",
+            "-m",
+            metavar="METRIC",
+            help="Such as auc or ndcg@10:user_id; repeatable. Default: those of the task.",
+        ),
     ] = None,
     score_column: Annotated[
-        str, typer.Option("--score", help="Column of the linear predictor.")
+        str, typer.Option("--score", metavar="COLUMN", help="Column of the linear predictor.")
     ] = "total_score",
     task: Annotated[
-        str | None, typer.Option("--task", help="Default: the one the file was written for.")
+        str | None,
+        typer.Option("--task", metavar="TASK", help="Default: the one the file was written for."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -159,14 +190,20 @@ def evaluate(
 @app.command()
 def inspect(
     model: Model,
-    coordinate: Annotated[str | None, typer.Option("--coordinate", "-c")] = None,
-    entity: Annotated[
-        str | None, typer.Option("--entity", "-e", help="One entity of a random effect.")
+    coordinate: Annotated[
+        str | None,
+        typer.Option("--coordinate", "-c", metavar="NAME", help="Show its coefficients."),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many coefficients.")] = 20,
+    entity: Annotated[
+        str | None,
+        typer.Option("--entity", "-e", metavar="ENTITY", help="Of this entity alone."),
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", min=1, help="At most that many coefficients.")
+    ] = 20,
     as_json: Json = False,
 ) -> None:
-    """Show what a model consists of, or a coordinate's largest coefficients."""
+    """Show a model, or a coordinate's largest coefficients."""
     from gdmix.model.store import read_model
     from gdmix.report import coefficient_table, model_table
 
@@ -189,16 +226,17 @@ def inspect(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS", help="Run folders.")],
     as_json: Json = False,
 ) -> None:
     """Show the metrics of several runs side by side."""
     from gdmix.report import comparison_table
     from gdmix.runs import read_history
 
-    names = [folder.name for folder in runs]
-    distinct = len(set(names)) == len(runs)
-    histories = {folder.name if distinct else str(folder): read_history(folder) for folder in runs}
+    names = [folder.resolve().name for folder in runs]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in runs]
+    histories = {name: read_history(folder) for name, folder in zip(names, runs, strict=True)}
     if as_json:
         _print_json({name: h.to_dict() for name, h in histories.items()})
     else:
@@ -207,7 +245,7 @@ def compare(
 
 @app.command()
 def warmup(quiet: Quiet = False) -> None:
-    """Compile all kernels now, so that no later run on this machine has to."""
+    """Compile all kernels now, so that no later run has to."""
     from gdmix.warmup import compile_kernels
 
     with _progress("compiling kernels", None, quiet):
@@ -218,13 +256,14 @@ def warmup(quiet: Quiet = False) -> None:
 
 @example_app.command()
 def movielens(
-    directory: Annotated[Path, typer.Argument(help="Where to write.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where to write.")],
     source: Annotated[
-        Path | None, typer.Option("--source", help="A local ml-100k.zip, instead of fetching.")
+        Path | None,
+        typer.Option("--source", metavar="ZIP", help="A local ml-100k.zip, instead of fetching."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch MovieLens-100k, check it, and prepare rows and configurations to train on."""
+    """Fetch MovieLens-100k and prepare rows and configurations."""
     from gdmix.data.movielens import prepare, write_configurations
 
     with _progress("fetching MovieLens-100k", None, quiet):
@@ -240,10 +279,11 @@ class _Terminal(logging.Handler):
     """Warnings to stderr, without disturbing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(
-            Text.assemble((f"{record.levelname.lower()}: ", "yellow"), record.getMessage()),
-            soft_wrap=True,
-        )
+        _print_labelled(record.levelname.lower(), "yellow", record.getMessage())
+
+
+def _print_labelled(label: str, style: str, text: str) -> None:
+    err.print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
 
 
 @contextmanager
@@ -255,7 +295,9 @@ def _progress(text: str, steps: int | None, silent: bool) -> Iterator[Any]:
         *([BarColumn()] if steps else []),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=silent) as progress:
+    # Where stderr is a file, the bar would leave an empty line and nothing else.
+    disable = silent or not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=disable) as progress:
         task = progress.add_task(text, total=steps)
 
         def show(description: str, done: int) -> None:

@@ -32,7 +32,8 @@ Task = Literal["logistic_regression", "linear_regression", "poisson_regression"]
 ValidateMode = Literal["strict", "drop", "off"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_RESERVED_NAMES = {"feature_index", "manifest.json", "run.yaml", "history.json", "run.log"}
+JOINT = "joint"  # what the history calls the step that fits all coordinates at once
+_RESERVED_NAMES = {JOINT, "feature_index", "manifest.json", "run.yaml", "history.json", "run.log"}
 
 
 class _Strict(BaseModel):
@@ -107,7 +108,7 @@ class _Coordinate(_Strict):
         if name and (not _NAME.fullmatch(name) or name in _RESERVED_NAMES):
             raise PydanticCustomError(
                 "name",
-                f"'{name}' can't name a coordinate: it becomes a folder; "
+                f"'{name}' can't name a coordinate: it becomes a folder beside others; "
                 "use letters, digits, '-', '_', '.'",
             )
         return name
@@ -229,9 +230,13 @@ class ModelConfig(_Strict):
     features: dict[str, FeatureBag] = {}
     coordinates: dict[str, CoordinateSpec] = Field(min_length=1)
     passes: int = Field(1, ge=1, description="rounds over all coordinates, at most")
+    solver: Literal["descent", "joint"] = Field(
+        "descent", description="joint: after the passes, fit all coordinates at once"
+    )
     tolerance: float | None = Field(
         None,
         gt=0,
+        allow_inf_nan=False,
         description="stop when a pass changes the joint objective by less than this share of it",
     )
     select: Literal["last", "best"] = Field(
@@ -254,6 +259,11 @@ class ModelConfig(_Strict):
                 raise PydanticCustomError("repeated", f"two coordinates are named '{repeated[0]}'")
             return dict(zip(names, value, strict=True))
         if isinstance(value, Mapping):
+            for key, spec in value.items():
+                if isinstance(spec, Mapping) and "name" in spec:
+                    raise PydanticCustomError(
+                        "name", f"'{key}' is the coordinate's name already; remove its key `name`"
+                    )
             return {
                 name: {**spec, "name": str(name)} if isinstance(spec, Mapping) else spec
                 for name, spec in value.items()
@@ -291,7 +301,8 @@ class ModelConfig(_Strict):
     @classmethod
     def _metrics_of_task(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and not value.get("metrics"):
-            default = DEFAULT_METRICS.get(value.get("task", "logistic_regression"))
+            task = value.get("task", "logistic_regression")
+            default = next((names for t, names in DEFAULT_METRICS.items() if t == task), None)
             return {**value, "metrics": default} if default else value
         return value
 
@@ -352,13 +363,20 @@ class ModelConfig(_Strict):
 class DataConfig(_Strict):
     """Where rows come from: a file, a folder, a glob pattern, or a list of these."""
 
-    train: tuple[str, ...] = Field(min_length=1)
-    validation: tuple[str, ...] | None = Field(None, min_length=1)
+    train: tuple[str, ...]
+    validation: tuple[str, ...] | None = None
 
     @field_validator("train", "validation", mode="before")
     @classmethod
     def _one_path(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _not_empty(cls, paths: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if paths is not None and not (paths and all(paths)):
+            raise PydanticCustomError("empty", "is empty")
+        return paths
 
 
 class RunConfig(ModelConfig):
@@ -387,7 +405,8 @@ class RunConfig(ModelConfig):
         ConfigError
             One line per mistake, with the key it is at.
         """
-        tree = _read_yaml(path)
+        # A key without a value, such as a section whose keys are commented out, is no key.
+        tree = {key: value for key, value in _read_yaml(path).items() if value is not None}
         for key, value in (overrides or {}).items():
             _override(tree, key, value)
         with _config_errors(f"{path}: "):
@@ -395,7 +414,7 @@ class RunConfig(ModelConfig):
 
     def to_yaml(self, path: Path) -> None:
         """Write every setting, defaults included."""
-        yaml = YAML(typ="safe")
+        yaml = YAML(typ="safe", pure=True)  # the same rules of what needs quotes as in reading
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         with path.open("w", encoding="utf-8") as file:
@@ -409,8 +428,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         siblings = (p.name for p in path.parent.glob("*.y*ml"))
         hint = did_you_mean(path.name, siblings)
         raise ConfigError(f"{path}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: can't be read: it is not UTF-8 text") from None
     try:
         tree = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
@@ -418,31 +439,58 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"{path}:{where} not valid YAML: {problem}") from None
+    if tree is None:
+        raise ConfigError(f"{path}: is empty")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}")
     return tree
 
 
 def _override(tree: dict[str, Any], key: str, value: str) -> None:
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: '{parent}' has no keys of its own")
-        node = child
+    node, place, last = tree, "", key
+    while "." in last:
+        # A name may hold dots itself: the longest one that is there.
+        names = [name for name in node if last.startswith(f"{name}.")]
+        parent = max(names, key=len) if names else last.partition(".")[0]
+        if not names and node is not tree:
+            hint = did_you_mean(parent, map(str, node))
+            raise ConfigError(f"--set {key}: there is no '{parent}' under '{place}'{hint}")
+        if node.get(parent) is None:
+            node[parent] = {}
+        place = f"{place}.{parent}" if place else parent
+        last = last[len(parent) + 1 :]
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {key}: '{place}' has no keys of its own")
     try:
         node[last] = YAML(typ="safe", pure=True).load(value)
     except YAMLError:
         raise ConfigError(f"--set {key}: '{value}' is not a YAML value") from None
 
 
-_TAGS = {"fixed_effect", "random_effect"}
+_MODELS: dict[str, type[_Strict]] = {
+    "data": DataConfig,
+    "columns": ColumnRoles,
+    "features": FeatureBag,
+    "fixed_effect": FixedEffect,
+    "random_effect": RandomEffect,
+    "FixedEffect": FixedEffect,
+    "RandomEffect": RandomEffect,
+}
+_TYPES = ("fixed_effect", "random_effect")
 _MESSAGES = {
     "missing": "is required",
     "too_short": "is empty",
     "extra_forbidden": "unknown key",
     "union_tag_not_found": "needs `type: fixed_effect` or `type: random_effect`",
+    "tuple_type": "should be a list",
+    "dict_type": "should hold keys and values",
+    "model_type": "should hold keys and values",
+    "model_attributes_type": "should hold keys and values",
+    "string_type": "should be text",
+    "string_too_short": "is empty",
+    "invalid_key": "should be text",
+    "path_type": "should be a path",
 }
 
 
@@ -454,35 +502,27 @@ def _config_errors(prefix: str | None) -> Iterator[None]:
     except ValidationError as error:
         if prefix is None:
             raise
-        raise ConfigError("\n".join(_lines(error, prefix))) from None
+        lines = [_line(item, error.title, prefix) for item in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _lines(error: ValidationError, prefix: str) -> list[str]:
-    lines = []
-    for item in error.errors():
-        path = [str(part) for part in item["loc"] if part not in _TAGS]
-        message = _MESSAGES.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
-        if item["type"] == "extra_forbidden":
-            place = path[:-1] if error.title in ("RunConfig", "ModelConfig") else ["coordinates"]
-            message += did_you_mean(path[-1], _known_keys(place))
-        elif item["type"] == "union_tag_invalid":
-            given = item["ctx"]["tag"]
-            message = f"unknown type '{given}'{did_you_mean(given, _TAGS)}; known: " + ", ".join(
-                sorted(_TAGS)
-            )
-        elif not isinstance(item["input"], Mapping | BaseModel | list | tuple) and path:
-            message += f" (got {item['input']!r})"
-        lines.append(f"{prefix}{'.'.join(path)}: {message}" if path else f"{prefix}{message}")
-    return list(dict.fromkeys(lines))
-
-
-def _known_keys(path: list[str]) -> set[str]:
-    """Return the keys allowed at a place in the configuration."""
-    models: dict[str, tuple[type[BaseModel], ...]] = {
-        "data": (DataConfig,),
-        "columns": (ColumnRoles,),
-        "features": (FeatureBag,),
-        "coordinates": (FixedEffect, RandomEffect),
-    }
-    found = models.get(path[0], ()) if path else (RunConfig,)
-    return {f.alias or name for m in found for name, f in m.model_fields.items()}
+def _line(item: Any, title: str, prefix: str) -> str:
+    """Return one mistake's line: where it is, what it is, what was given."""
+    kind, given = item["type"], item["input"]
+    path = [str(part) for part in item["loc"] if part not in (*_TYPES, "[key]")]
+    message = _MESSAGES.get(kind, item["msg"].removeprefix("Input "))
+    if kind.endswith(("_parsing", "_from_float")):
+        message = message.partition(",")[0]
+    if kind == "extra_forbidden":
+        places = [str(part) for part in (title, *item["loc"][:-1])]
+        model = next((_MODELS[p] for p in reversed(places) if p in _MODELS), RunConfig)
+        keys = {field.alias or name for name, field in model.model_fields.items()}
+        message += did_you_mean(path[-1], keys - {"name"})
+    elif kind == "union_tag_invalid":
+        tag = item["ctx"]["tag"]
+        message = f"unknown type '{tag}'{did_you_mean(tag, _TYPES)}; known: {', '.join(_TYPES)}"
+    elif kind == "name":
+        path = path[:-1] if path[-1:] == ["name"] else path
+    elif path and isinstance(given, str | int | float | None) and message != "is empty":
+        message += f" (got {given!r})"
+    return f"{prefix}{'.'.join(path)}: {message}" if path else f"{prefix}{message}"

@@ -10,8 +10,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+from gdmix.config import JOINT
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
 from gdmix.glm.status import FitStatus
 from gdmix.model.mixed_model import CoordinateModel
@@ -19,6 +21,7 @@ from gdmix.model.mixed_model import CoordinateModel
 log = logging.getLogger("gdmix")
 
 Recentre = Callable[[Mapping[str, CoordinateModel]], dict[str, CoordinateModel]]
+FitJointly = Callable[[Mapping[str, CoordinateModel]], tuple[dict[str, CoordinateModel], FitReport]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Step:
     pass_number
         From 1.
     coordinate
-        Its name.
+        Its name; `JOINT` for the step that fits all of them at once.
     objective
         The joint objective after the step: weighted loss plus all penalties.
     report
@@ -98,6 +101,7 @@ def descend(
     scores: ScoreTable,
     schedule: Schedule,
     recentre: Recentre | None = None,
+    fit_jointly: FitJointly | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Descent:
@@ -112,52 +116,83 @@ def descend(
     recentre
         Called between passes: replaces models by others with the same total training scores
         and a lower penalty.
+    fit_jointly
+        Called after the passes: fits all coordinates at once, from where they are.
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
     """
     models: dict[str, CoordinateModel] = {}
     result = Descent(converged=None if schedule.tolerance is None else False)
-    best: float | None = None
+
+    def replace(new: Mapping[str, CoordinateModel]) -> None:
+        nonlocal models
+        for name, model in new.items():
+            if model is not models.get(name):
+                scores.put(name, coordinates[name].score(model))
+        models = {**models, **new}
+
+    def step(
+        number: int, name: str, fit: Callable[[], tuple[dict[str, CoordinateModel], FitReport]]
+    ) -> Step:
+        if on_start is not None:
+            on_start(number, name)
+        started = time.perf_counter()
+        new, report = fit()
+        replace(new)
+        seconds = time.perf_counter() - started
+        penalty = sum(coordinates[n].penalty(m) for n, m in models.items())
+        done = Step(number, name, scores.loss() + penalty, report, scores.evaluate(), seconds)
+        result.history.append(done)
+        _log_step(done)
+        if schedule.select == "last" or (
+            len(models) == len(coordinates) and _is_better(result, schedule)
+        ):
+            result.models, result.selected = models, len(result.history) - 1
+        if on_step is not None:
+            on_step(done)
+        return done
+
     previous = float("inf")
-    for pass_number in range(1, schedule.passes + 1):
-        if pass_number > 1 and recentre is not None:
-            recentred = recentre(models)
-            for name in models:
-                if recentred[name] is not models[name]:
-                    scores.put(name, coordinates[name].score(recentred[name]))
-            models = recentred
-        for name, coordinate in coordinates.items():
-            if on_start is not None:
-                on_start(pass_number, name)
-            started = time.perf_counter()
-            model, report = coordinate.fit(scores.total_without(name), models.get(name))
-            scores.put(name, coordinate.score(model))
-            seconds = time.perf_counter() - started
-            models = {**models, name: model}
-            penalty = sum(coordinates[n].penalty(m) for n, m in models.items())
-            step = Step(
-                pass_number, name, scores.loss() + penalty, report, scores.evaluate(), seconds
-            )
-            result.history.append(step)
-            _log_step(step)
-            value = next(iter(step.metrics.values()), float("nan"))
-            signed = value if schedule.higher_is_better else -value
-            complete = len(models) == len(coordinates)
-            better = complete and (best is None or not signed <= best)  # a NaN never stays
-            if schedule.select == "last" or better:
-                best = signed
-                result.models, result.selected = models, len(result.history) - 1
-            if on_step is not None:
-                on_step(step)
-        objective = result.history[-1].objective
+    for number in range(1, schedule.passes + 1):
+        if number > 1 and recentre is not None:
+            replace(recentre(models))
+        for name in coordinates:
+            last = step(number, name, partial(_fit_one, coordinates, scores, models, name))
         if schedule.tolerance is not None:
-            if abs(previous - objective) <= schedule.tolerance * abs(objective):
-                result.converged = True
+            result.converged = abs(previous - last.objective) <= schedule.tolerance * abs(
+                last.objective
+            )
+            if result.converged:
                 break
-            previous = objective
-    if result.converged is False:
+        previous = last.objective
+    if fit_jointly is not None:
+        last = step(number + 1, JOINT, partial(fit_jointly, models))
+        result.converged = set(last.report.statuses) == {FitStatus.CONVERGED}
+    elif result.converged is False:
         log.warning("not converged to %g after %d passes", schedule.tolerance, schedule.passes)
     return result
+
+
+def _fit_one(
+    coordinates: Mapping[str, Coordinate],
+    scores: ScoreTable,
+    models: Mapping[str, CoordinateModel],
+    name: str,
+) -> tuple[dict[str, CoordinateModel], FitReport]:
+    model, report = coordinates[name].fit(scores.total_without(name), models.get(name))
+    return {name: model}, report
+
+
+def _is_better(result: Descent, schedule: Schedule) -> bool:
+    """Whether the last step beats the selected one by the first metric."""
+    if result.selected < 0:
+        return True
+    new, old = (
+        next(iter(step.metrics.values()), float("nan"))
+        for step in (result.history[-1], result.history[result.selected])
+    )
+    better = new > old if schedule.higher_is_better else new < old
+    return better or old != old  # a NaN never beats a number
 
 
 def _log_step(step: Step) -> None:
@@ -185,6 +220,6 @@ def describe(report: FitReport) -> str:
     """Return how many models a fit has and how they ended, in words."""
     noun = "model" if report.models == 1 else "models"
     ended = ", ".join(f"{n:,} {s.name.lower()}" for s, n in report.statuses.items())
-    if list(report.statuses) == [FitStatus.CONVERGED]:
+    if set(report.statuses) <= {FitStatus.CONVERGED}:
         return f"{report.models:,} {noun}"
     return f"{report.models:,} {noun} ({ended})"

@@ -24,7 +24,7 @@ from gdmix.data.read import Source, open_rows
 from gdmix.data.write import check_replaceable, replaced_folder
 from gdmix.descent import Descent, Schedule, Step, descend
 from gdmix.engines.local import LocalEngine
-from gdmix.errors import ConfigError, DataError, ModelError
+from gdmix.errors import ConfigError, DataError, ModelError, did_you_mean
 from gdmix.glm.losses import inverse_link
 from gdmix.glm.threads import available_threads
 from gdmix.model.mixed_model import TrainedModel
@@ -54,6 +54,8 @@ class MixedModel:
         Column roles: a mapping of ``uid``, ``response``, ``weight``, ``offset`` to columns.
     passes
         Rounds over all coordinates, at most.
+    solver
+        ``joint``: after the passes, fit all coordinates at once, to the joint optimum.
     tolerance
         Stop when a pass changes the joint objective by less than this share of it.
     select
@@ -100,6 +102,7 @@ class MixedModel:
         task: Task = "logistic_regression",
         columns: Mapping[str, str] | None = None,
         passes: int = 1,
+        solver: Literal["descent", "joint"] = "descent",
         tolerance: float | None = None,
         select: Literal["last", "best"] = "last",
         metrics: Sequence[str] = (),
@@ -111,6 +114,7 @@ class MixedModel:
         self.task = task
         self.columns = columns
         self.passes = passes
+        self.solver = solver
         self.tolerance = tolerance
         self.select = select
         self.metrics = metrics
@@ -125,6 +129,7 @@ class MixedModel:
             task=self.task,
             columns=dict(self.columns or {}),
             passes=self.passes,
+            solver=self.solver,
             tolerance=self.tolerance,
             select=self.select,
             metrics=self.metrics,
@@ -152,6 +157,8 @@ class MixedModel:
         DataError
             One line per finding.
         """
+        if not self.coordinates and hasattr(self, "model_"):
+            raise ConfigError("a loaded model can only predict: a model folder has no settings")
         config = self._config()
         if config.select == "best" and validation is None:
             raise ConfigError("select='best' needs validation rows")
@@ -173,7 +180,8 @@ class MixedModel:
         Parameters
         ----------
         X
-            Rows, as in `fit`; the response is not needed.
+            Rows, as in `fit`; the response is not needed. A row that can't be used is an error
+            also where `validate` is ``drop``.
         kind
             ``response``: the mean (for the logistic task a probability); ``link``: the linear
             predictor, offset included; ``components``: each coordinate's share of it.
@@ -231,7 +239,7 @@ class MixedModel:
 
     @staticmethod
     def load(path: str | Path) -> MixedModel:
-        """Read a model or run folder.
+        """Read a model or run folder, to predict with; it does not hold what training needs.
 
         Raises
         ------
@@ -256,13 +264,15 @@ class MixedModel:
         return {name: getattr(self, name) for name in names if name != "self"}
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters of the constructor."""
+        """Set parameters of the constructor; `fit` checks that they go together."""
         known = self.get_params()
-        for name, value in params.items():
+        for name in params:
             if name not in known:
-                raise ConfigError(f"MixedModel has no parameter '{name}'")
+                raise ConfigError(
+                    f"MixedModel has no parameter '{name}'{did_you_mean(name, known)}"
+                )
+        for name, value in params.items():
             setattr(self, name, value)
-        self._config()
         return self
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -300,7 +310,9 @@ class MixedModel:
 
     def _load(self, X: Source) -> Dataset:
         model = self._fitted()
-        return load_rows(X, model.row_schema(), model.indices, model.task, self.validate)
+        # There is a prediction per row: none is dropped.
+        mode: ValidateMode = "off" if self.validate == "off" else "strict"
+        return load_rows(X, model.row_schema(), model.indices, model.task, mode)
 
 
 def train(
@@ -327,7 +339,13 @@ def train(
         parse_metric(config.metrics[0]).higher_is_better,
     )
     result = descend(
-        workspace.coordinates, workspace.scores, schedule, workspace.recentre, on_start, on_step
+        workspace.coordinates,
+        workspace.scores,
+        schedule,
+        workspace.recentre,
+        workspace.fit_jointly if config.solver == "joint" else None,
+        on_start,
+        on_step,
     )
     return result, workspace
 

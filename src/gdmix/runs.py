@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gdmix.config import RunConfig
+from gdmix.config import JOINT, RunConfig
 from gdmix.data.write import check_replaceable, replaced_folder, write_json
 from gdmix.descent import Descent, Step
 from gdmix.errors import ModelError
@@ -85,7 +85,8 @@ def run(
         )
         history = _history(result, "train" if data.validation is None else "validation")
         for name in result.models:
-            last = next(s for s in reversed(history.steps) if s["coordinate"] == name)
+            steps = history.steps[: result.selected + 1]
+            last = next(s for s in reversed(steps) if s["coordinate"] in (name, JOINT))
             write_json(last["metrics"], folder / name / "metric" / "evalSummary.json")
         workspace.write_scores(result.models, folder)
         write_json(history.to_dict(), folder / HISTORY)

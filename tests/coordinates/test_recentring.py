@@ -19,7 +19,7 @@ DENSE = CsrMatrix(
     np.linspace(-1, 1, 9).astype(np.float32),
     3,
 )
-KEY = pa.array([10, 20, 10])
+NUMBERS = np.array([0, 1, 0])
 
 
 def _fixed(features: tuple[str, ...], values: list[float]) -> CoordinateModel:
@@ -53,7 +53,7 @@ def test_total_scores_stay_and_penalty_is_least() -> None:
     moved = recentre(models, penalties, SIZES)
 
     def total(ms: dict[str, CoordinateModel]) -> np.ndarray:
-        return ms["global"].coefficients.score(DENSE) + ms["per"].coefficients.score(DENSE, KEY)
+        return ms["global"].coefficients.score(DENSE) + ms["per"].coefficients.score(DENSE, NUMBERS)
 
     np.testing.assert_allclose(total(moved), total(models), atol=1e-12)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.data.dataset import Dataset
-from gdmix.glm.large import fit_large
+from gdmix.glm.large import SparseMap, fit_large
 from gdmix.model.coefficients import FixedCoefficients
 from gdmix.model.mixed_model import CoordinateModel
 
@@ -74,6 +74,14 @@ class FixedEffectCoordinate:
         if self._validation is not None:
             validation = coefficients.score(self._validation, self._threads)
         return Scores(coefficients.score(self._design, self._threads), validation)
+
+    def linear_map(self) -> SparseMap:
+        """Return the design of the training rows."""
+        return SparseMap(self._design, self._spec.intercept, self._threads)
+
+    def penalty_vector(self) -> F64:
+        """Return the L2 weight of each coefficient, (d,)."""
+        return self._penalty
 
     def penalty(self, model: CoordinateModel) -> float:
         """Return the penalty term of the objective."""

@@ -11,7 +11,9 @@ from gdmix.config import RandomEffect
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.data.dataset import Dataset
 from gdmix.data.entity_blocks import group_rows
+from gdmix.glm.block_map import BlockMap
 from gdmix.glm.entities import fit_entities
+from gdmix.glm.objective import dot
 from gdmix.glm.scoring import score_block
 from gdmix.model.coefficients import RandomCoefficients, entity_numbers
 from gdmix.model.mixed_model import CoordinateModel
@@ -49,7 +51,7 @@ class RandomEffectCoordinate:
         self._entities: pa.Array = distinct.take(pc.sort_indices(distinct))
         self._rows = group_rows(
             train.design(spec.features),
-            entity_numbers(key, self._entities),
+            entity_numbers(key, self._entities, spec.entity),
             len(self._entities),
             train.response,
             train.weight,
@@ -57,7 +59,9 @@ class RandomEffectCoordinate:
         )
         self._validation = None
         if validation is not None:
-            self._validation = (validation.design(spec.features), validation.keys[spec.entity])
+            key = validation.keys[spec.entity]
+            numbers = entity_numbers(key, self._entities, spec.entity)
+            self._validation = (validation.design(spec.features), numbers)
         self._intercept_l2 = spec.l2 if spec.regularize_intercept else 0.0
 
     def fit(
@@ -91,14 +95,25 @@ class RandomEffectCoordinate:
         train[self._rows.order] = score_block(self._rows.block, coefficients.values, self._threads)
         validation = None
         if self._validation is not None:
-            design, key = self._validation
-            validation = coefficients.score(design, key, self._threads)
+            validation = coefficients.score(*self._validation, self._threads)
         return Scores(train, validation)
+
+    def linear_map(self) -> BlockMap:
+        """Return the design of the training rows."""
+        block, order = self._rows.block, self._rows.order
+        return BlockMap(block, order, self._n_rows, self._spec.intercept, self._threads)
+
+    def penalty_vector(self) -> F64:
+        """Return the L2 weight of each coefficient, ragged."""
+        pointers = self._rows.block.coefficient_ptr
+        penalty = np.full(int(pointers[-1]), self._spec.l2)
+        penalty[pointers[:-1]] = self._intercept_l2
+        return penalty
 
     def penalty(self, model: CoordinateModel) -> float:
         """Return the penalty term of the objective."""
         values = model.coefficients.values
         intercepts = values[self._rows.block.coefficient_ptr[:-1]]
-        slopes_squared = float(values @ values) - float(intercepts @ intercepts)
-        intercept_term = self._intercept_l2 * float(intercepts @ intercepts)
-        return 0.5 * (self._spec.l2 * slopes_squared + intercept_term)
+        total = dot(values.size, values, values)
+        of_intercepts = dot(intercepts.size, intercepts, intercepts)
+        return 0.5 * (self._spec.l2 * (total - of_intercepts) + self._intercept_l2 * of_intercepts)

@@ -2,13 +2,13 @@
 
 The rules, for every form of a bag: a null is an absent feature, a value of zero is not
 stored, a feature that is not in the index is left out and counted, a feature that stands twice
-in a row is summed (and reported: `validate` makes it an error). The intercept has no column
-here: solvers and scorers add it as coefficient 0.
+in a row is summed, a value that is not finite is left out (both are reported: `validate` makes
+them an error). The intercept has no column here: solvers and scorers add it as coefficient 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gdmix.config import FeatureBag
-from gdmix.data.feature_index import FeatureIndex, as_terms, join_keys
+from gdmix.data.feature_index import FeatureIndex, as_terms, ntv_keys, split_keys
 from gdmix.data.schema import BagSource, bag_sources
 from gdmix.glm.compiled import kernel
 from gdmix.glm.matrix import CsrMatrix
@@ -27,18 +27,18 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowProblem:
-    """Rows of a batch that hold something unusable.
+    """Rows that hold something unusable.
 
     Attributes
     ----------
     column
         The column it was found in.
     what
-        What is wrong, as the end of "n rows ...".
+        What is wrong, as the end of "n rows with ...".
     rows
-        (k,) positions within the batch, ascending.
+        (k,) their positions, ascending.
     example
-        One offending value, if that helps.
+        What the first of them holds, if that helps.
     """
 
     column: str
@@ -49,12 +49,12 @@ class RowProblem:
 
 @dataclass
 class EncodedBag:
-    """One bag of one batch.
+    """The rows of one bag.
 
     Attributes
     ----------
     matrix
-        (rows of the batch, features of the index).
+        (rows, features of the index).
     problems
         What `validate` needs to know.
     unknown
@@ -75,23 +75,44 @@ class _Entries:
     values: NDArray[np.float32]
 
 
-def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
-    """Return the design matrix of a bag for one batch of rows."""
+def encode_bag(
+    batches: Iterable[pa.RecordBatch], bag: FeatureBag, index: FeatureIndex
+) -> EncodedBag:
+    """Return the design matrix of a bag for the rows of all batches, of which there is one."""
+    parts = [_encode_batch(batch, bag, index) for batch in batches]
+    found: dict[tuple[str, str], list[RowProblem]] = {}
+    first = 0
+    for part in parts:
+        for p in part.problems:
+            moved = RowProblem(p.column, p.what, p.rows + first, p.example)
+            found.setdefault((p.column, p.what), []).append(moved)
+        first += part.matrix.n_rows
+    problems = [
+        RowProblem(column, what, np.concatenate([p.rows for p in same]), same[0].example)
+        for (column, what), same in found.items()
+    ]
+    matrix = CsrMatrix.vstack([p.matrix for p in parts])
+    return EncodedBag(matrix, problems, sum(p.unknown for p in parts))
+
+
+def _encode_batch(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
     types: Mapping[str, pa.DataType] = {f.name: f.type for f in batch.schema}
     problems: list[RowProblem] = []
     sources = bag_sources(bag, types)
-    entries = []
-    for source in sources:
-        part = _entries(batch, source, bag, index, problems)
-        _note_not_finite(source, part, problems)
-        entries.append(part)
-    known = sum(_count_known(e.columns, e.values) for e in entries)
-    stored = sum(int(np.count_nonzero(e.values)) for e in entries)
-    matrix, twice = _assemble(batch.num_rows, entries, len(index))
+    entries = [
+        _only_finite(source, _entries(batch, source, bag, index, problems), problems)
+        for source in sources
+    ]
+    matrix, repeated = _assemble(batch.num_rows, entries, len(index))
+    twice = np.flatnonzero(repeated >= 0)
     if twice.size:
-        names = ", ".join(s.column for s in sources)
-        problems.append(RowProblem(names, "hold the same feature twice", twice))
-    return EncodedBag(matrix, problems, stored - known)
+        column = ", ".join(s.column for s in sources if s.kind in ("multi_hot", "ntv", "indexed"))
+        first = int(repeated[twice[0]])
+        name, term = index.names[first].as_py(), index.terms[first].as_py()
+        example = f"feature '{name}'" + (f", term '{term}'" if term else "")
+        problems.append(RowProblem(column, "a feature that stands twice", twice, example))
+    unknown = sum(int(np.count_nonzero((e.columns < 0) & (e.values != 0))) for e in entries)
+    return EncodedBag(matrix, problems, unknown)
 
 
 def _entries(
@@ -102,34 +123,38 @@ def _entries(
     problems: list[RowProblem],
 ) -> _Entries:
     column = batch.column(source.column)
-    n = len(column)
+    ones = np.ones(len(column), np.int64)
     if source.kind == "numeric":
-        values = _floats(column)
-        return _Entries(np.ones(n, np.int64), np.full(n, index.column(source.column)), values)
+        columns = np.full(len(column), index.column(source.feature))
+        return _Entries(ones, columns, _floats(column))
     if source.kind == "categorical":
-        codes = _look_up_terms(source.column, as_terms(column), index)
-        counts = np.ones(n, np.int64)
-        values = _present(column)
-        return _Entries(counts, codes, values)
+        terms = as_terms(column)
+        return _Entries(ones, _look_up(source, terms, index), _present(terms))
     if source.kind == "dense":
-        present = _present(column) > 0
-        size = column.type.list_size
-        columns = index.lookup(source.column, pa.array([str(i) for i in range(size)]))
-        values = _floats(column.flatten())
-        return _Entries(np.where(present, size, 0), np.tile(columns, int(present.sum())), values)
-    counts = _lengths(column)
-    items = column.flatten()
+        return _dense_entries(column, source, index, problems)
     if source.kind == "multi_hot":
         terms = as_terms(column)
-        return _Entries(counts, _look_up_terms(source.column, terms, index), _present(terms))
+        return _Entries(_lengths(column), _look_up(source, terms, index), _present(terms))
     if source.kind == "ntv":
-        keys = join_keys(
-            pc.struct_field(items, "name"), pc.struct_field(items, "term")
-        ).dictionary_encode()
-        parts = pc.split_pattern(keys.dictionary, "\x01", max_splits=1)
-        known = index.lookup_pairs(pc.list_element(parts, 0), pc.list_element(parts, 1))
-        return _Entries(counts, _by_code(keys, known), _floats(pc.struct_field(items, "value")))
+        items = column.flatten()
+        keys = ntv_keys(items).dictionary_encode()
+        columns = index.lookup_pairs(*split_keys(keys.dictionary))
+        values = _floats(pc.struct_field(items, "value")) * _present(keys)
+        return _Entries(_lengths(column), _by_code(keys, columns), values)
     return _indexed_entries(batch, source, bag, index, problems)
+
+
+def _dense_entries(
+    column: pa.Array, source: BagSource, index: FeatureIndex, problems: list[RowProblem]
+) -> _Entries:
+    present = _present(column) > 0
+    size, trained = column.type.list_size, index.count(source.feature)
+    if size != trained:
+        what = f"a list of {size} numbers, where training had {trained}"
+        problems.append(RowProblem(source.column, what, np.flatnonzero(present)))
+    columns = index.lookup(source.feature, pa.array([str(i) for i in range(size)], pa.string()))
+    counts = np.where(present, size, 0)
+    return _Entries(counts, np.tile(columns, int(present.sum())), _floats(column.flatten()))
 
 
 def _indexed_entries(
@@ -139,34 +164,41 @@ def _indexed_entries(
     index: FeatureIndex,
     problems: list[RowProblem],
 ) -> _Entries:
-    """Read a pair of index and value lists; the index is the column number itself."""
+    """Read a pair of index and value lists.
+
+    With a feature list the index is the column's number. Without one it is the feature's term.
+    """
     assert source.values is not None
-    indices, values = batch.column(source.column), batch.column(source.values)
+    indices = _lists(batch.column(source.column), pa.int64())
+    values = _lists(batch.column(source.values), pa.float64())
     counts, value_counts = _lengths(indices), _lengths(values)
-    flat = _integers(indices.flatten())
-    weights = _floats(values.flatten())
-    unequal = np.flatnonzero(counts != value_counts)
-    if unequal.size:
+    numbers, weights = indices.flatten(), _floats(values.flatten())
+    equal = counts == value_counts
+    if not equal.all():
+        what = f"a length other than that of '{source.values}'"
+        problems.append(RowProblem(source.column, what, np.flatnonzero(~equal)))
+        numbers = numbers.filter(pa.array(np.repeat(equal, counts)))
+        weights = weights[np.repeat(equal, value_counts)]
+        counts = np.where(equal, counts, 0)
+    numbers = numbers.cast(pa.int64(), safe=False)
+    weights = weights * _present(numbers)
+    known = np.asarray(pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False))
+    listed = bag.feature_list is not None
+    outside = (known < 0) | ((known >= len(index)) & listed)
+    if outside.any():
+        rows = np.unique(np.repeat(np.arange(len(counts)), counts)[outside])
+        what = f"an index outside the feature list (0 to {len(index) - 1})"
+        example = f"index {known[outside][0]}"
         problems.append(
-            RowProblem(source.column, f"have a length other than '{source.values}'", unequal)
+            RowProblem(source.column, what if listed else "a negative index", rows, example)
         )
-        shared = np.where(counts == value_counts, counts, 0)
-        flat = flat[np.repeat(counts == value_counts, counts)]
-        weights = weights[np.repeat(counts == value_counts, value_counts)]
-        counts = shared
-    # With a feature list the width is given, so an index beyond it is a mistake; without one
-    # it is a feature that training did not see.
-    wrong = (flat < 0) | ((flat >= len(index)) & (bag.feature_list is not None))
-    if wrong.any():
-        rows = np.unique(np.repeat(np.arange(len(counts)), counts)[wrong])
-        what = f"hold an index outside the feature index (0 to {len(index) - 1})"
-        problems.append(RowProblem(source.column, what, rows, str(flat[wrong][0])))
-    return _Entries(counts, np.where((flat < 0) | (flat >= len(index)), -1, flat), weights)
+    columns = np.where(outside, -1, known) if listed else _look_up(source, numbers, index)
+    return _Entries(counts, columns, weights)
 
 
-def _look_up_terms(column: str, terms: pa.Array, index: FeatureIndex) -> I64:
+def _look_up(source: BagSource, terms: pa.Array, index: FeatureIndex) -> I64:
     encoded = terms.dictionary_encode()
-    return _by_code(encoded, index.lookup(column, encoded.dictionary))
+    return _by_code(encoded, index.lookup(source.feature, encoded.dictionary))
 
 
 def _by_code(encoded: pa.DictionaryArray, columns: I64) -> I64:
@@ -174,12 +206,14 @@ def _by_code(encoded: pa.DictionaryArray, columns: I64) -> I64:
     return np.asarray(np.append(columns, -1)[codes])
 
 
+def _lists(column: pa.Array, item: pa.DataType) -> pa.Array:
+    """Return a column of lists; one that has no value at all has no type of its own."""
+    return column.cast(pa.list_(item)) if pa.types.is_null(column.type) else column
+
+
 def _lengths(column: pa.Array) -> I64:
-    return _integers(pc.fill_null(pc.list_value_length(column), 0))
-
-
-def _integers(column: pa.Array) -> I64:
-    return np.asarray(pc.fill_null(column, -1).to_numpy(zero_copy_only=False), np.int64)
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
+    return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
 
 
 def _floats(column: pa.Array) -> NDArray[np.float32]:
@@ -195,16 +229,25 @@ def _present(column: pa.Array) -> NDArray[np.float32]:
     return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), np.float32)
 
 
-def _note_not_finite(source: BagSource, entries: _Entries, problems: list[RowProblem]) -> None:
-    bad = ~np.isfinite(entries.values)
-    if bad.any():
-        rows = np.unique(np.repeat(np.arange(entries.counts.size), entries.counts)[bad])
-        what = "are NaN, infinite, or too large for single precision"
-        problems.append(RowProblem(source.values or source.column, what, rows))
+def _only_finite(source: BagSource, entries: _Entries, problems: list[RowProblem]) -> _Entries:
+    """Note and zero what is not finite: kernels are compiled to know no NaN."""
+    finite = np.isfinite(entries.values)
+    if finite.all():
+        return entries
+    rows = np.unique(np.repeat(np.arange(entries.counts.size), entries.counts)[~finite])
+    what = "NaN, infinity or a number too large for single precision"
+    problems.append(RowProblem(source.values or source.column, what, rows))
+    return _Entries(entries.counts, entries.columns, np.where(finite, entries.values, 0))
 
 
 def _assemble(n: int, sources: list[_Entries], n_columns: int) -> tuple[CsrMatrix, I64]:
-    """Lay the sources' values side by side, row by row; also return rows with duplicates."""
+    """Lay the sources' values side by side, row by row.
+
+    Returns
+    -------
+    tuple
+        The matrix, and (n,) a column that a row held more than once, else -1.
+    """
     counts = np.zeros(n, np.int64)
     starts = []
     for entries in sources:
@@ -217,14 +260,9 @@ def _assemble(n: int, sources: list[_Entries], n_columns: int) -> tuple[CsrMatri
     cursor = indptr[:-1].copy()
     for entries, start in zip(sources, starts, strict=True):
         _store(start, entries.columns, entries.values, cursor, indices, values)
-    twice = np.zeros(n, np.bool_)
-    kept = _sum_duplicates(indptr, indices, values, np.full(n_columns, -1, np.int64), twice)
-    matrix = CsrMatrix(indptr, indices[:kept], values[:kept], n_columns)
-    return matrix, np.flatnonzero(twice)
-
-
-def _count_known(columns: I64, values: NDArray[np.float32]) -> int:
-    return int(np.count_nonzero((columns >= 0) & (values != 0)))
+    repeated = np.full(n, -1)
+    kept = _sum_duplicates(indptr, indices, values, np.full(n_columns, -1), repeated)
+    return CsrMatrix(indptr, indices[:kept], values[:kept], n_columns), repeated
 
 
 @kernel
@@ -260,9 +298,9 @@ def _sum_duplicates(
     indices: NDArray[np.uint32],
     values: NDArray[np.float32],
     last_seen: I64,
-    twice: NDArray[np.bool_],
+    repeated: I64,
 ) -> int:
-    """Sum a row's repeated columns in place; mark such rows; return the new length.
+    """Sum a row's repeated columns in place; note one of them; return the new length.
 
     `last_seen[j]` is where column j was last stored: at or after the row's start, it is a
     repetition.
@@ -276,7 +314,7 @@ def _sum_duplicates(
             j = indices[q]
             if last_seen[j] >= row_start:
                 values[last_seen[j]] += values[q]
-                twice[i] = True
+                repeated[i] = j
             else:
                 last_seen[j] = kept
                 indices[kept] = j

@@ -19,6 +19,10 @@ from gdmix.glm.threads import map_threads, split_evenly
 
 I64 = NDArray[np.int64]
 
+# The six highest bits of this number times a power of two tell which one (de Bruijn).
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_NUMBER = np.argsort((_DE_BRUIJN << np.arange(64, dtype=np.uint64)) >> np.uint64(58))
+
 
 @dataclass(frozen=True)
 class GroupedRows:
@@ -60,43 +64,45 @@ def group_rows(
         (n,).
     """
     row_ptr, order = _counting_sort(entity, n_entities)
-    parts = split_evenly(n_entities, 4 * threads)
-    sizes = np.zeros(n_entities, np.int64)
-
-    def count(part: tuple[int, int]) -> None:
-        seen = np.full(design.n_columns, -1, np.int32)
-        _count_features(*part, row_ptr, order, design.indptr, design.indices, seen, sizes)
-
-    map_threads(count, parts, threads)
-    coefficient_ptr = np.concatenate(([0], np.cumsum(sizes + 1)))
     counts = np.diff(design.indptr)[order]
     indptr = np.concatenate(([0], np.cumsum(counts)))
     indices = np.empty(indptr[-1], np.uint32)
     values = np.empty(indptr[-1], np.float32)
-    columns = np.empty(coefficient_ptr[-1], np.uint32)
+    sizes = np.empty(n_entities, np.int64)
 
-    def fill(part: tuple[int, int]) -> None:
-        local = np.full(design.n_columns, -1, np.int64)
-        _fill_entities(
-            *part,
+    def fill(part: tuple[int, int]) -> NDArray[np.uint32]:
+        first, last = part
+        stored = indptr[row_ptr[last]] - indptr[row_ptr[first]]
+        columns = np.empty(last - first + stored, np.uint32)
+        used = _fill_entities(
+            first,
+            last,
             row_ptr,
             order,
-            coefficient_ptr,
             design.indptr,
             design.indices,
             design.values,
-            local,
             indptr,
             indices,
             values,
+            sizes,
             columns,
+            np.empty(design.n_columns + 1, np.uint32),
+            np.zeros(design.n_columns // 64 + 1, np.uint64),
         )
+        return columns[:used].copy()
 
-    map_threads(fill, parts, threads)
+    columns = map_threads(fill, split_evenly(n_entities, 4 * threads), threads)
     block = EntityBlock(
-        row_ptr, coefficient_ptr, indptr, indices, values, response[order], weight[order]
+        row_ptr,
+        np.concatenate(([0], np.cumsum(sizes))),
+        indptr,
+        indices,
+        values,
+        response[order],
+        weight[order],
     )
-    return GroupedRows(block, order, columns)
+    return GroupedRows(block, order, np.concatenate(columns))
 
 
 @kernel
@@ -119,73 +125,78 @@ def _counting_sort(entity: I64, n_entities: int) -> tuple[I64, I64]:
 
 
 @kernel
-def _count_features(
-    first: int,
-    last: int,
-    row_ptr: I64,
-    order: I64,
-    indptr: I64,
-    indices: NDArray[np.uint32],
-    seen: NDArray[np.int32],
-    sizes: I64,
-) -> None:
-    for e in range(first, last):
-        size = 0
-        for k in range(row_ptr[e], row_ptr[e + 1]):
-            i = order[k]
-            for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-                j = indices[q]
-                if seen[j] != e:
-                    seen[j] = e
-                    size += 1
-        sizes[e] = size
-
-
-@kernel
 def _fill_entities(
     first: int,
     last: int,
     row_ptr: I64,
     order: I64,
-    coefficient_ptr: I64,
     source_indptr: I64,
     source_indices: NDArray[np.uint32],
     source_values: NDArray[np.float32],
-    local: I64,
     indptr: I64,
     indices: NDArray[np.uint32],
     values: NDArray[np.float32],
+    sizes: I64,
     columns: NDArray[np.uint32],
-) -> None:
+    local: NDArray[np.uint32],
+    marks: NDArray[np.uint64],
+) -> int:
+    """Copy rows entity by entity, renumbered; return how many `columns` were written.
+
+    An entity's rows lie anywhere, and waiting for them is most of the time: they are read once,
+    in a loop that does nothing else. Scratch: `local`, the local number of a coordinate column;
+    `marks`, one bit per column, all 0 between entities.
+    """
+    used = 0
     for e in range(first, last):
-        own = columns[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        own = columns[used:]
         own[0] = 0
         size = 1
+        target = np.uint64(indptr[row_ptr[e]])
+        start = target
         for k in range(row_ptr[e], row_ptr[e + 1]):
             i = order[k]
             for q in range(np.uint64(source_indptr[i]), np.uint64(source_indptr[i + 1])):
-                j = source_indices[q]
-                if local[j] < 0:
-                    local[j] = 0
-                    own[size] = j + np.uint32(1)
-                    size += 1
-        _shell_sort(own)
-        for c in range(1, size):
-            local[own[c] - np.uint32(1)] = c - 1
-        for k in range(row_ptr[e], row_ptr[e + 1]):
-            i = order[k]
-            target = np.uint64(indptr[k])
-            for q in range(np.uint64(source_indptr[i]), np.uint64(source_indptr[i + 1])):
-                indices[target] = local[source_indices[q]]
+                indices[target] = source_indices[q] + np.uint32(1)
                 values[target] = source_values[q]
                 target += np.uint64(1)
+        for t in range(start, target):
+            column = indices[t]
+            word, bit = column >> np.uint32(6), np.uint64(1) << np.uint64(column & np.uint32(63))
+            if marks[word] & bit == 0:
+                marks[word] |= bit
+                own[size] = column
+                size += 1
+        if size * 8 > marks.size:
+            _read_marks(marks, own[1:size])
+        else:
+            _shell_sort(own[1:size])
         for c in range(1, size):
-            local[own[c] - np.uint32(1)] = -1
+            local[own[c]] = c - 1
+            marks[own[c] >> np.uint32(6)] = 0
+        for t in range(start, target):
+            indices[t] = local[indices[t]]
+        sizes[e] = size
+        used += size
+    return used
+
+
+@kernel
+def _read_marks(marks: NDArray[np.uint64], columns: NDArray[np.uint32]) -> None:
+    """Write the numbers of the set bits, ascending."""
+    c = 0
+    for word in range(marks.size):
+        bits = marks[word]
+        while bits != 0:
+            lowest = bits & (~bits + np.uint64(1))
+            columns[c] = word * 64 + _BIT_NUMBER[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+            bits ^= lowest
+            c += 1
 
 
 @kernel
 def _shell_sort(a: NDArray[np.uint32]) -> None:
-    """Sort in place: short arrays mostly, now and then a long one (Ciura's gaps)."""
+    """Sort in place: few numbers mostly, now and then many."""
     gap = 1
     while gap * 9 // 4 < a.size:
         gap = gap * 9 // 4 + 1

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from gdmix.config import FeatureBag
 from gdmix.data.schema import BagSource, bag_sources
-from gdmix.errors import DataError
+from gdmix.errors import DataError, did_you_mean
 
 INTERCEPT_NAME = "(INTERCEPT)"
 _SEPARATOR = "\x01"  # between name and term in a key: never part of a feature's name
-MAX_COLUMNS = 2**31 - 2
 
 
 class FeatureIndex:
@@ -57,13 +56,19 @@ class FeatureIndex:
         """Return the column number of one feature, -1 if it is not in the index."""
         return int(self.lookup(name, pa.array([term], pa.large_string()))[0])
 
+    def count(self, name: str) -> int:
+        """Return the number of features of one name."""
+        return self._of_name(name)[1].size
+
     def lookup(self, name: str, terms: pa.Array) -> NDArray[np.int64]:
         """Return the column numbers of features of one name; -1 where unknown or null."""
+        return _positions(terms, *self._of_name(name))
+
+    def _of_name(self, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
         if name not in self._by_name:
             columns = np.flatnonzero(pc.equal(self.names, name).to_numpy(zero_copy_only=False))
             self._by_name[name] = (self.terms.take(pa.array(columns)), columns)
-        known, columns = self._by_name[name]
-        return _positions(terms, known, columns)
+        return self._by_name[name]
 
     def lookup_pairs(self, names: pa.Array, terms: pa.Array) -> NDArray[np.int64]:
         """Return the column numbers of (name, term) pairs; -1 where unknown or null."""
@@ -73,28 +78,38 @@ class FeatureIndex:
 
     @staticmethod
     def from_feature_list(path: Path) -> FeatureIndex:
-        """Read a feature list: CSV lines ``name,term``; the line's number is the column.
+        """Read a feature list: CSV lines ``name,term``, the first of which is column 0.
 
         Raises
         ------
         DataError
-            If the file is missing, or a line is not a pair, or a feature stands twice.
+            If the file is missing, a line is not a pair, or a feature stands twice.
         """
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if row]
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.reader(file, strict=True)
+                lines = [(reader.line_num, row) for row in reader]
         except FileNotFoundError:
-            raise DataError(f"{path}: no such feature list") from None
+            siblings = [p.name for p in path.parent.glob("*")]
+            hint = did_you_mean(path.name, siblings)
+            raise DataError(f"{path}: no such feature list{hint}") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: can't be read as a feature list: {error}") from None
+        while lines and not lines[-1][1]:
+            lines.pop()
+        if not lines:
+            raise DataError(f"{path}: the feature list is empty; write a line 'name,term' each")
         seen: dict[tuple[str, str], int] = {}
-        for number, row in enumerate(rows, 1):
-            if len(row) > 2:
-                raise DataError(f"{path}: line {number}: expected 'name,term', found {row}")
+        for number, row in lines:
+            # An empty line isn't skipped: it would shift the columns of all after it.
+            if len(row) not in (1, 2):
+                found = f"{len(row)} fields" if row else "nothing"
+                raise DataError(f"{path}: line {number}: expected 'name,term', found {found}")
             feature = (row[0], row[1] if len(row) == 2 else "")
             if feature in seen:
+                text = ",".join(feature)
                 raise DataError(
-                    f"{path}: line {number}: feature {feature} stands in line {seen[feature]} too"
+                    f"{path}: line {number}: '{text}' stands in line {seen[feature]} too"
                 )
             seen[feature] = number
         return FeatureIndex([name for name, _ in seen], [term for _, term in seen])
@@ -103,9 +118,8 @@ class FeatureIndex:
 class FeatureIndexBuilder:
     """Collects the features of a bag from record batches.
 
-    Columns are numbered in the order in which the bag lists them; terms of a column, and the
-    features of a name-term-value column, in sorted order: the index does not depend on the
-    order of rows.
+    Columns are numbered in the order in which the bag lists them; the features of one column in
+    sorted order: the index does not depend on the order of rows.
     """
 
     def __init__(self, bag: FeatureBag, types: Mapping[str, pa.DataType]) -> None:
@@ -113,29 +127,23 @@ class FeatureIndexBuilder:
         self._types = types
         self._sources = bag_sources(bag, types)
         self._found: dict[str, pa.Array] = {}
-        self._largest: dict[str, int] = {}
 
     def update(self, batch: pa.RecordBatch) -> None:
         """Add the features that occur in a batch."""
+        if self._bag.feature_list is not None:
+            return
         for source in self._sources:
             column = batch.column(source.column)
             if source.kind in ("categorical", "multi_hot"):
                 self._add(source, as_terms(column))
+            elif source.kind == "indexed":
+                self._add(source, column.flatten().cast(pa.int64(), safe=False))
             elif source.kind == "ntv":
-                items = column.flatten()
-                self._add(
-                    source,
-                    join_keys(pc.struct_field(items, "name"), pc.struct_field(items, "term")),
-                )
-            elif source.kind == "indexed" and self._bag.feature_list is None:
-                largest = pc.max(column.flatten()).as_py()
-                self._largest[source.column] = max(
-                    self._largest.get(source.column, -1), -1 if largest is None else largest
-                )
+                self._add(source, ntv_keys(column.flatten()))
 
     def _add(self, source: BagSource, values: pa.Array) -> None:
         known = self._found.get(source.column)
-        distinct = pc.unique(values).drop_null().cast(pa.large_string())
+        distinct = pc.unique(values).drop_null()
         if known is not None:
             distinct = pc.unique(pa.concat_arrays([known, distinct]))
         self._found[source.column] = distinct
@@ -144,32 +152,25 @@ class FeatureIndexBuilder:
         """Return the index of all features seen."""
         if self._bag.feature_list is not None:
             return FeatureIndex.from_feature_list(self._bag.feature_list)
-        names: list[pa.Array] = []
-        terms: list[pa.Array] = []
-        for source in self._sources:
-            name, term = self._features(source)
-            names.append(_text_array(name))
-            terms.append(_text_array(term))
-        return FeatureIndex(pa.concat_arrays(names), pa.concat_arrays(terms))
+        found = [self._features(source) for source in self._sources]
+        names = pa.concat_arrays([_text_array(name) for name, _ in found])
+        terms = pa.concat_arrays([_text_array(term) for _, term in found])
+        # Two name-term-value columns may hold the same feature: it is one column, the first.
+        codes = join_keys(names, terms).dictionary_encode().indices.to_numpy()
+        first = pa.array(np.unique(codes, return_index=True)[1])
+        return FeatureIndex(names.take(first), terms.take(first))
 
     def _features(self, source: BagSource) -> tuple[pa.Array, pa.Array]:
-        column = source.column
         if source.kind == "numeric":
-            return [column], [""]
+            return [source.feature], [""]
         if source.kind == "dense":
-            size = self._types[column].list_size
-            return [column] * size, [str(i) for i in range(size)]
-        if source.kind == "indexed":
-            size = self._largest.get(column, -1) + 1
-            if size > MAX_COLUMNS:
-                raise DataError(f"column '{column}': index {size - 1} is beyond {MAX_COLUMNS}")
-            return pa.repeat(column[: -len("_indices")], size), pa.array(range(size)).cast("string")
-        found = self._found.get(column, pa.array([], pa.large_string()))
+            size = self._types[source.column].list_size
+            return [source.feature] * size, [str(i) for i in range(size)]
+        found = self._found.get(source.column, pa.array([], pa.large_string()))
         found = found.take(pc.sort_indices(found))
         if source.kind == "ntv":
-            parts = pc.split_pattern(found, _SEPARATOR, max_splits=1)
-            return pc.list_element(parts, 0), pc.list_element(parts, 1)
-        return pa.repeat(column, len(found)), found
+            return split_keys(found)
+        return pa.repeat(source.feature, len(found)), found
 
 
 def as_terms(column: pa.Array) -> pa.Array:
@@ -183,6 +184,11 @@ def as_terms(column: pa.Array) -> pa.Array:
     return column.cast(pa.large_string())
 
 
+def ntv_keys(items: pa.Array) -> pa.Array:
+    """Return the keys of name-term-value structs; null where the struct or its name is."""
+    return join_keys(pc.struct_field(items, "name"), pc.struct_field(items, "term"))
+
+
 def join_keys(names: pa.Array, terms: pa.Array) -> pa.Array:
     """Join name and term to one string; a null term counts as the empty one."""
     return pc.binary_join_element_wise(
@@ -192,12 +198,15 @@ def join_keys(names: pa.Array, terms: pa.Array) -> pa.Array:
     )
 
 
+def split_keys(keys: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Take keys apart into names and terms."""
+    parts = pc.split_pattern(keys, _SEPARATOR, max_splits=1)
+    return pc.list_element(parts, 0), pc.list_element(parts, 1)
+
+
 def _positions(wanted: pa.Array, known: pa.Array, columns: NDArray[np.int64]) -> NDArray[np.int64]:
     found = pc.fill_null(pc.index_in(wanted.cast(pa.large_string()), value_set=known), -1)
-    positions = found.to_numpy(zero_copy_only=False).astype(np.int64)
-    if not columns.size:
-        return positions
-    return np.asarray(np.where(positions >= 0, columns[positions], -1))
+    return np.asarray(np.append(columns, -1)[found.to_numpy(zero_copy_only=False)], np.int64)
 
 
 def _text_array(values: Iterable[str] | pa.Array) -> pa.Array:

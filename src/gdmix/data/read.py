@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -23,6 +25,8 @@ import pyarrow.types as pat
 from gdmix.errors import DataError, did_you_mean
 
 Source = Any
+
+_ARROW = (pa.Array, pa.ChunkedArray)
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -79,6 +83,7 @@ def open_rows(source: Source, label: str = "data") -> RowSource:
     ):
         return _open_files([str(s) for s in source])
     table = _normalize(_frame_to_arrow(source, label))
+    _refuse_repeated_columns(label, table.schema)
     return RowSource(label, table.schema, table.select)
 
 
@@ -88,42 +93,57 @@ def _frame_to_arrow(frame: Any, label: str) -> pa.Table:
     if isinstance(frame, pa.RecordBatch):
         return pa.Table.from_batches([frame])
     module = type(frame).__module__.partition(".")[0]
-    if module == "pandas" and hasattr(frame, "columns"):
-        return _pandas_to_arrow(frame, label)
     if module == "polars" and type(frame).__name__ == "LazyFrame":
         raise DataError(f"{label}: is a polars LazyFrame; call .collect() on it first")
-    try:
-        if isinstance(frame, Mapping):
-            return pa.table(dict(frame))
-        if hasattr(frame, "__arrow_c_stream__"):
+    if module == "pandas" and hasattr(frame, "columns"):
+        # By position: a name may stand twice. The index is not a column.
+        series = [frame.iloc[:, i] for i in range(frame.shape[1])]
+        return _columns_to_arrow([str(c) for c in frame.columns], series, label)
+    if isinstance(frame, Mapping):
+        return _columns_to_arrow([str(c) for c in frame], list(frame.values()), label)
+    if hasattr(frame, "__arrow_c_stream__"):
+        try:
             return pa.table(frame)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise DataError(f"{label}: can't be read as a table: {_one_line(error)}") from None
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise DataError(f"{label}: can't be read as a table: {_one_line(error)}") from None
     raise DataError(
         f"{label}: a {type(frame).__name__} is no table of rows; "
         "give a path, or a pyarrow, pandas or polars frame"
     )
 
 
-def _pandas_to_arrow(frame: Any, label: str) -> pa.Table:
-    """Convert column by column, so that NaN stays NaN (to be reported) and is not null."""
-    columns = {}
-    for name in frame.columns:
-        series = frame[name]
-        is_float = getattr(series.dtype, "kind", "") == "f" and hasattr(series.dtype, "itemsize")
+def _columns_to_arrow(names: list[str], columns: list[Any], label: str) -> pa.Table:
+    arrays = []
+    for name, values in zip(names, columns, strict=True):
+        dtype = getattr(values, "dtype", None)
+        if isinstance(dtype, np.dtype) and dtype.kind == "f":
+            # Not as pandas would be read: NaN stays NaN, to be reported, and is not null.
+            values = np.asarray(values)
         try:
-            columns[str(name)] = (
-                pa.array(series.to_numpy())
-                if is_float and type(series.dtype).__module__.startswith("numpy")
-                else pa.array(series, from_pandas=True)
-            )
+            arrays.append(values if isinstance(values, _ARROW) else pa.array(values))
         except (pa.ArrowException, ValueError, TypeError) as error:
-            raise DataError(f"{label}: column '{name}' mixes types: {_one_line(error)}") from None
-    return pa.table(columns)
+            raise DataError(
+                f"{label}: column '{name}' can't be read, does it mix types? {_one_line(error)}"
+            ) from None
+    lengths = {len(a) for a in arrays}
+    if len(lengths) > 1:
+        sizes = ", ".join(f"'{n}' {len(a)}" for n, a in zip(names, arrays, strict=True))
+        raise DataError(f"{label}: columns differ in length: {_shortened(sizes)}")
+    return pa.Table.from_arrays(arrays, names=names)
+
+
+def _refuse_repeated_columns(label: str, schema: pa.Schema) -> None:
+    repeated = [n for n, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise DataError(
+            [f"{label}: column '{name}' stands twice; rename or drop one" for name in repeated]
+        )
 
 
 def expand_paths(paths: Sequence[str]) -> list[Path]:
-    """Return the data files that paths, folders and glob patterns stand for, sorted.
+    """Return the data files that paths, folders and glob patterns stand for.
+
+    Of a folder or a pattern these are sorted, without names that begin with ``_`` or ``.``.
 
     Raises
     ------
@@ -132,28 +152,41 @@ def expand_paths(paths: Sequence[str]) -> list[Path]:
     """
     files: list[Path] = []
     for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if _format_of(p) and not _is_hidden(p, path))
-        elif path.exists():
-            found = [path]
-        else:
-            found = [Path(p) for p in sorted(glob.glob(text, recursive=True))]
+        try:
+            found = _files_at(text)
+        except OSError as error:
+            raise DataError(f"{text}: can't be looked up: {error.strerror}") from None
         if not found:
-            raise DataError(_nothing_at(path))
+            raise DataError(_nothing_at(text))
         files += found
-    return files
+    return list(dict.fromkeys(files))
 
 
-def _nothing_at(path: Path) -> str:
+def _files_at(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        inside = (p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
+        return sorted(p for p in inside if _format_of(p) and p.is_file())
+    if path.exists():
+        return [path]
+    matches = (p for p in sorted(glob.glob(text, recursive=True)) if not _is_hidden(Path(p).name))
+    return [file for match in matches for file in _files_at(match)]
+
+
+def _nothing_at(text: str) -> str:
+    path = Path(text)
     if path.is_dir():
         return f"{path}: the folder holds no .parquet, .arrow or .csv file"
+    if "://" in text:
+        return f"{text}: is a URL; copy the rows to a local path"
+    if glob.has_magic(text):
+        return f"{text}: no file matches the pattern"
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     return f"{path}: no such file or folder{did_you_mean(path.name, siblings)}"
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(("_", ".")) for part in path.relative_to(root).parts)
+def _is_hidden(path: str | Path) -> bool:
+    return any(part.startswith(("_", ".")) for part in Path(path).parts)
 
 
 def _format_of(path: Path) -> str | None:
@@ -164,40 +197,81 @@ def _format_of(path: Path) -> str | None:
 def _open_files(paths: list[str]) -> RowSource:
     files = expand_paths(paths)
     label = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    tables: dict[Path, pa.Table] = {}  # files that can only be read whole
-    schemas = {}
-    for file in files:
-        kind = _format_of(file)
-        if kind is None:
-            raise DataError(f"{file}: unknown kind of file; use {', '.join(_FORMATS)}")
-        if kind == "parquet":
-            schemas[file] = _normal_schema(_guarded(file, pq.read_schema))
-        else:
-            read_whole = pyarrow.feather.read_table if kind == "arrow" else _read_csv
-            tables[file] = _normalize(_guarded(file, read_whole))
-            schemas[file] = tables[file].schema
+    parts = {file: _open_file(file) for file in files}
+    schema, conflicts = _common_schema({file: part.schema for file, part in parts.items()})
 
     def read(columns: Sequence[str]) -> pa.Table:
-        parts = []
-        for file in files:
-            if missing := [c for c in columns if c not in schemas[file].names]:
-                raise DataError(f"{file}: column '{missing[0]}' is missing, other files have it")
-            if file in tables:
-                parts.append(tables[file].select(columns))
-            else:
-                parts.append(_normalize(_guarded(file, partial(_read_parquet, columns))))
-        try:
-            return pa.concat_tables(parts, promote_options="permissive").select(columns)
-        except pa.ArrowException as error:
-            raise DataError(f"{label}: files differ in type: {_one_line(error)}") from None
+        findings = [
+            f"{file}: column '{column}' is missing, other files of {label} have it"
+            for file, part in parts.items()
+            for column in columns
+            if column not in part.schema.names
+        ]
+        findings += [conflicts[column] for column in columns if column in conflicts]
+        if findings:
+            raise DataError(findings)
+        tables = [part.read(columns).select(columns) for part in parts.values()]
+        return pa.concat_tables(tables, promote_options="permissive")
 
-    return RowSource(label, schemas[files[0]], read)
+    return RowSource(label, schema, read)
+
+
+def _open_file(file: Path) -> RowSource:
+    kind = _format_of(file)
+    if kind is None:
+        raise DataError(f"{file}: unknown kind of file; use {', '.join(_FORMATS)}")
+    if kind == "csv":  # can only be read whole
+        table = _normalize(_guarded(file, _read_csv))
+        schema, read = table.schema, table.select
+    else:
+        read_schema, read_columns = {
+            "parquet": (pq.read_schema, _read_parquet),
+            "arrow": (_read_arrow_schema, _read_arrow),
+        }[kind]
+        schema = _normal_schema(_guarded(file, read_schema))
+
+        def read(columns: Sequence[str]) -> pa.Table:
+            return _normalize(_guarded(file, partial(read_columns, columns)))
+
+    _refuse_repeated_columns(str(file), schema)
+    return RowSource(str(file), schema, read)
+
+
+def _common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[str, str]]:
+    """Return all files' columns with the types that hold all of them, and where there is none.
+
+    Column by column: that files differ in a column nobody asks for does not matter.
+    """
+    fields: dict[str, pa.Field] = {}
+    first_file: dict[str, Path] = {}
+    conflicts: dict[str, str] = {}
+    for file, schema in schemas.items():
+        for new in schema:
+            old = fields.setdefault(new.name, new)
+            other = first_file.setdefault(new.name, file)
+            try:
+                both = [pa.schema([old]), pa.schema([new])]
+                fields[new.name] = pa.unify_schemas(both, promote_options="permissive").field(0)
+            except pa.ArrowException:
+                text = f"{file}: column '{new.name}' is {new.type}, in {other} it is {old.type}"
+                conflicts.setdefault(new.name, f"{text}; give it one type")
+    metadata = next(iter(schemas.values())).metadata
+    return pa.schema(list(fields.values()), metadata), conflicts
 
 
 def _read_parquet(columns: Sequence[str], file: Path) -> pa.Table:
     # Not pq.read_table: it would turn folder names such as `a=1` into columns.
     with pq.ParquetFile(file) as parquet:
         return parquet.read(columns=list(columns))
+
+
+def _read_arrow_schema(file: Path) -> pa.Schema:
+    with pa.OSFile(str(file)) as data:
+        return pa.ipc.open_file(data).schema
+
+
+def _read_arrow(columns: Sequence[str], file: Path) -> pa.Table:
+    return pyarrow.feather.read_table(file, columns=list(columns))
 
 
 def _read_csv(file: Path) -> pa.Table:
@@ -207,20 +281,25 @@ def _read_csv(file: Path) -> pa.Table:
 
 def _guarded(file: Path, read: Callable[[Path], Any]) -> Any:
     try:
+        if file.stat().st_size == 0:
+            raise DataError(f"{file}: is empty: 0 bytes")
         return read(file)
     except PermissionError:
-        raise DataError(f"{file}: may not be read (permission denied)") from None
+        raise DataError(f"{file}: may not be read: permission denied") from None
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise DataError(f"{file}: damaged or not what its name says: {_one_line(error)}") from None
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    return _shortened(" ".join(str(error).split()).rstrip(" .:"))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _normal_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([f.with_type(_normal_type(f.type)) for f in schema])
+    return pa.schema([f.with_type(_normal_type(f.type)) for f in schema], schema.metadata)
 
 
 def _normal_type(kind: pa.DataType) -> pa.DataType:
@@ -229,6 +308,8 @@ def _normal_type(kind: pa.DataType) -> pa.DataType:
         return pa.large_string()
     if pat.is_binary_view(kind):
         return pa.large_binary()
+    if pat.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _normal_type(kind.value_type))
     if pat.is_list(kind):
         return pa.list_(_normal_type(kind.value_type))
     if pat.is_large_list(kind):

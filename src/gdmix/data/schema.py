@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -14,7 +14,11 @@ from gdmix.errors import DataError, did_you_mean
 
 FeatureKind = Literal["numeric", "categorical", "multi_hot", "dense", "ntv"]
 
-NUMERIC_HINT = "use a number, a string, a list of strings or a fixed-size list of floats"
+KEY_HINT = "an integer or a string"
+FEATURE_HINT = (
+    "a number, a string, a list of strings, a fixed-size list of floats, "
+    "a list of {name, term, value}, or a pair <x>_indices and <x>_values"
+)
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,23 @@ class RowSchema:
         DataError
             Naming every column that is missing or has a type that can't be used.
         """
-        available = list(schema.names)
+        available = schema.names
         required: dict[str, str] = {}
+        mends: dict[str, str] = {}
         for role in ("uid", "response", "weight", "offset"):
-            named = getattr(self.roles, role) is not None
+            column, named = self.roles.column(role), getattr(self.roles, role) is not None
             if self.needs_response if role == "response" else named:
-                required[self.roles.column(role)] = role
-        required |= {c: "entity column" for c in self.entities}
-        required |= {c: "grouping column of a metric" for c in self.groups}
-        required |= {c: f"feature bag '{b}'" for b, bag in self.bags.items() for c in bag.columns}
+                required[column] = f"the {role}"
+                if not named:
+                    mends[column] = f"; if it has another name: `columns: {{{role}: NAME}}`"
+        required |= {c: "an entity column" for c in self.entities}
+        required |= {c: "the grouping column of a metric" for c in self.groups}
+        required |= {
+            c: f"in feature bag '{b}'" for b, bag in self.bags.items() for c in bag.columns
+        }
         findings = [
-            f"{source}: column '{c}' ({purpose}) is missing{did_you_mean(c, available)}"
+            f"{source}: column '{c}' is missing{did_you_mean(c, available)}: "
+            f"{purpose}{mends.get(c, '')}"
             for c, purpose in required.items()
             if c not in available
         ]
@@ -82,7 +92,7 @@ class RowSchema:
         findings += _wrong_types(self, {c: schema.field(c).type for c in columns}, source)
         if findings:
             raise DataError(findings)
-        return columns
+        return columns or available[:1]  # some column, to tell the number of rows
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,12 @@ class BagSource:
 
     column: str
     kind: FeatureKind | Literal["indexed"]
-    values: str | None = field(default=None)
+    values: str | None = None
+
+    @property
+    def feature(self) -> str:
+        """Name of its features, where they don't bring their own."""
+        return self.column if self.values is None else self.column[: -len("_indices")]
 
 
 def bag_sources(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> list[BagSource]:
@@ -114,13 +129,9 @@ def feature_kind(kind: pa.DataType) -> FeatureKind | None:
     """Return how a column of this type becomes features; None if it can't."""
     if pat.is_dictionary(kind):
         kind = kind.value_type
-        return "categorical" if is_text(kind) or pat.is_integer(kind) else None
-    if (
-        pat.is_integer(kind)
-        or pat.is_floating(kind)
-        or pat.is_boolean(kind)
-        or pat.is_decimal(kind)
-    ):
+        good = is_text(kind) or pat.is_integer(kind) or pat.is_null(kind)
+        return "categorical" if good else None
+    if is_scalar_number(kind):
         return "numeric"
     if is_text(kind):
         return "categorical"
@@ -128,7 +139,8 @@ def feature_kind(kind: pa.DataType) -> FeatureKind | None:
         return "dense"
     if is_list(kind):
         item = kind.value_type
-        if is_text(item) or (pat.is_dictionary(item) and is_text(item.value_type)):
+        item = item.value_type if pat.is_dictionary(item) else item
+        if is_text(item) or pat.is_null(item):
             return "multi_hot"
         if pat.is_struct(item) and _is_ntv(item):
             return "ntv"
@@ -138,6 +150,24 @@ def feature_kind(kind: pa.DataType) -> FeatureKind | None:
 def is_text(kind: pa.DataType) -> bool:
     """Whether the type is a string."""
     return bool(pat.is_string(kind) or pat.is_large_string(kind))
+
+
+def is_key(kind: pa.DataType) -> bool:
+    """Whether rows can be grouped by a column of this type."""
+    kind = kind.value_type if pat.is_dictionary(kind) else kind
+    return pat.is_integer(kind) or is_text(kind) or is_bytes(kind) or bool(pat.is_null(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether the type is a string of bytes, which may or may not be UTF-8."""
+    return bool(pat.is_binary(kind) or pat.is_large_binary(kind))
+
+
+def is_scalar_number(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds one number, or none at all, per row."""
+    return bool(
+        _is_number(kind) or pat.is_boolean(kind) or pat.is_decimal(kind) or pat.is_null(kind)
+    )
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -163,32 +193,30 @@ def _wrong_types(rows: RowSchema, types: Mapping[str, pa.DataType], source: str)
     findings = []
 
     def expect(column: str, good: bool, wanted: str) -> None:
-        if not good:
+        # A column without any value has no type of its own: it is a matter of missing values.
+        if not good and not pat.is_null(types[column]):
             findings.append(f"{source}: column '{column}' is {types[column]}, expected {wanted}")
 
     for role in ("response", "weight", "offset"):
         if column := rows.role_column(role, types):
-            number = _is_number(types[column]) or pat.is_boolean(types[column])
-            number = number or pat.is_decimal(types[column])
-            expect(column, number, f"a number, as it is the {role}")
+            expect(column, is_scalar_number(types[column]), f"a number, as it is the {role}")
     if column := rows.role_column("uid", types):
         expect(column, pat.is_integer(types[column]), "an integer, as it is the uid")
     for column in rows.keys:
         if column in types:
-            kind = types[column]
-            kind = kind.value_type if pat.is_dictionary(kind) else kind
-            good = pat.is_integer(kind) or is_text(kind) or pat.is_binary(kind)
-            expect(column, good, "an integer or a string, as rows are grouped by it")
+            expect(column, is_key(types[column]), f"{KEY_HINT}, as rows are grouped by it")
     for bag in rows.bags.values():
-        present = [c for c in bag.columns if c in types]
-        for column in present:
+        for column in (c for c in bag.columns if c in types):
             stem, _, ending = column.rpartition("_")
             kind = types[column]
+            item = kind.value_type if is_list(kind) else None
             if ending == "indices" and f"{stem}_values" in bag.columns:
-                good = is_list(kind) and pat.is_integer(kind.value_type)
+                good = item is not None and (pat.is_integer(item) or pat.is_null(item))
                 expect(column, good, "a list of integers")
             elif ending == "values" and f"{stem}_indices" in bag.columns:
-                expect(column, is_list(kind) and _is_number(kind.value_type), "a list of floats")
+                good = item is not None and (_is_number(item) or pat.is_null(item))
+                expect(column, good, "a list of numbers")
             else:
-                expect(column, feature_kind(kind) is not None, f"a feature: {NUMERIC_HINT}")
-    return findings
+                text = "; is it text that is not UTF-8?" if is_bytes(kind) else ""
+                expect(column, feature_kind(kind) is not None, f"a feature: {FEATURE_HINT}{text}")
+    return list(dict.fromkeys(findings))

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.types as pat
 from numpy.typing import NDArray
 
 from gdmix.config import Task
 from gdmix.data.dataset import Dataset, key_array, key_codes
 from gdmix.data.read import open_rows
-from gdmix.data.validate import as_floats
+from gdmix.data.schema import is_scalar_number
+from gdmix.data.validate import as_floats, counted
 from gdmix.data.write import atomic_file, write_table
 from gdmix.errors import DataError, OutputError, did_you_mean
 
@@ -113,21 +113,27 @@ def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str)
     weight = ["weight"] if "weight" in names else []
     findings = [
         f"{rows.label}: column '{c}' is missing{did_you_mean(c, names)}"
-        for c in wanted
+        for c in dict.fromkeys(wanted)
         if c not in names
     ]
-    for column in ("response", score_column, *weight):
-        kind = rows.schema.field(column).type if column in names else pa.float64()
-        if not (pat.is_integer(kind) or pat.is_floating(kind)):
+    for column in dict.fromkeys(["response", score_column, *weight]):
+        kind = rows.schema.field(column).type if column in names else pa.null()
+        if not is_scalar_number(kind):
             findings.append(f"{rows.label}: column '{column}' is {kind}, expected a number")
     if findings:
         raise DataError(findings)
     table = rows.read(list(dict.fromkeys(wanted + weight)))
     if not table.num_rows:
         raise DataError(f"{rows.label}: has no rows")
-    for column in ("response", score_column):
-        if nulls := table[column].null_count:
-            raise DataError(f"{rows.label}: column '{column}': {nulls:,} rows have no value")
+    nulls = {c: table[c].null_count for c in ("response", score_column)}
+    if any(nulls.values()):
+        raise DataError(
+            [
+                f"{rows.label}: column '{c}': {counted(n)} with no value; metrics need one"
+                for c, n in nulls.items()
+                if n
+            ]
+        )
     n = table.num_rows
     codes = {c: key_codes(key_array(table[c], c, rows.label)) for c in groups}
     return ScoredRows(

@@ -17,11 +17,6 @@ from gdmix.config import Task, ValidateMode
 from gdmix.data.schema import RowSchema
 from gdmix.errors import DataError
 
-_LABELS = {
-    "logistic_regression": ("neither 0 nor 1", "map the labels to 0 and 1"),
-    "poisson_regression": ("negative", "a count is 0 or more"),
-}
-
 
 @dataclass
 class Findings:
@@ -31,115 +26,127 @@ class Findings:
     ----------
     source
         What messages call the source.
+    n_rows
+        Number of rows.
     uid
-        (n,) row ids, for the examples.
+        Row ids, for the examples; None where the data have none.
     lines
-        One readable line per finding.
+        One readable line per finding that leaving rows out would mend.
+    fatal
+        One for each other finding.
+    columns
+        The columns that hold a finding.
     rows
         (n,) whether a row has any finding.
     """
 
     source: str
-    uid: NDArray[np.int64]
+    n_rows: int
+    uid: pa.ChunkedArray | None = None
     lines: list[str] = field(default_factory=list)
+    fatal: list[str] = field(default_factory=list)
+    columns: set[str] = field(default_factory=set)
     rows: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = np.zeros(self.uid.size, np.bool_)
+        self.rows = np.zeros(self.n_rows, np.bool_)
 
     def add(self, column: str, what: str, rows: NDArray[np.int64], example: str = "") -> None:
-        """Note a problem of the rows at the given positions, if there are any."""
-        if rows.size:
-            self.rows[rows] = True
-            count = f"{rows.size:,} row{'s' if rows.size > 1 else ''}"
-            value = f", value {example}" if example else ""
-            self.lines.append(
-                f"{self.source}: column '{column}': {count} {what} "
-                f"(first: uid {self.uid[rows[0]]}{value})"
-            )
+        """Note a problem of the rows at the given positions, if there are any.
 
-    def settle(self, mode: ValidateMode) -> tuple[NDArray[np.bool_], list[str]]:
-        """Decide what becomes of the rows.
+        Parameters
+        ----------
+        what
+            Ends "n rows with ...".
+        example
+            What the first of the rows holds.
+        """
+        if not rows.size:
+            return
+        self.rows[rows] = True
+        self.columns.add(column)
+        first = ", ".join(text for text in (self._name_of(int(rows[0])), example) if text)
+        self.lines.append(
+            f"{self.source}: column '{column}': {counted(rows.size)} with {what} (first: {first})"
+        )
 
-        Returns
-        -------
-        tuple
-            (n,) whether a row is kept, and lines to log.
+    def _name_of(self, row: int) -> str:
+        uid = None if self.uid is None else self.uid[row].as_py()
+        return f"row {row}" if uid is None else f"uid {uid}"
+
+    def settle(self, mode: ValidateMode) -> NDArray[np.bool_]:
+        """Decide what becomes of the rows; return (n,) whether a row is kept.
 
         Raises
         ------
         DataError
-            In mode `strict`, if there is any finding.
+            If there is a fatal finding or, in mode `strict`, any.
         """
-        if not self.lines or mode == "off":
-            return np.ones(self.uid.size, np.bool_), []
-        if mode == "strict":
-            raise DataError(
-                [*self.lines, "mend these rows, or leave them out with `validate: drop`"]
-            )
-        dropped = int(self.rows.sum())
-        total = f"{self.source}: dropped {dropped:,} of {self.uid.size:,} rows"
-        return ~self.rows, [*self.lines, total]
+        if self.lines and mode == "strict":
+            mend = "mend these rows, or leave them out with `validate: drop`"
+            raise DataError([*self.lines, *self.fatal, mend])
+        if self.fatal:
+            raise DataError(self.fatal)
+        return ~self.rows
 
 
-def check_roles(table: pa.Table, schema: RowSchema, task: Task, findings: Findings) -> None:
-    """Check uid, response, weight, offset, entity and grouping columns."""
-    uid = schema.role_column("uid", table.schema.names)
-    if uid is not None:
-        findings.add(uid, "have no value", _nulls(table[uid]))
-        repeated = _repeated(findings.uid)
-        example = str(findings.uid[repeated[0]]) if repeated.size else ""
-        findings.add(uid, "repeat the uid of an earlier row", repeated, example)
-    for role in ("response", "weight", "offset"):
-        column = schema.role_column(role, table.schema.names)
-        if column is None or (role == "response" and not schema.needs_response):
-            continue
-        findings.add(column, "have no value", _nulls(table[column]))
-        values = as_floats(table[column], fill=0.0)
-        findings.add(column, "are NaN or infinite", np.flatnonzero(~np.isfinite(values)))
-        if role == "weight":
-            negative = np.flatnonzero(values < 0)
-            findings.add(column, "have a negative weight", negative, _example(values, negative))
-        elif role == "response":
-            _check_labels(column, values, task, findings)
-    for column in schema.keys:
-        findings.add(column, "have no value", _nulls(table[column]))
+def check_roles(
+    table: pa.Table, schema: RowSchema, task: Task, training: bool, findings: Findings
+) -> None:
+    """Check uid, response, weight, offset, entity and grouping columns.
+
+    Parameters
+    ----------
+    training
+        Whether something is to be learnt from the labels.
+    """
+    roles = ("uid", "response", "weight", "offset")
+    columns = {r: c for r in roles if (c := schema.role_column(r, table.schema.names))}
+    if not schema.needs_response:
+        columns.pop("response", None)
+    for column in dict.fromkeys([*columns.values(), *schema.keys]):
+        findings.add(column, "no value", _nulls(table[column]))
+    if uid := columns.pop("uid", None):
+        findings.add(uid, "the uid of an earlier row", _repeated(table[uid]))
+    values = {role: as_floats(table[column], fill=0.0) for role, column in columns.items()}
+    for role, column in columns.items():
+        findings.add(column, "NaN or infinity", np.flatnonzero(~np.isfinite(values[role])))
+    if "weight" in columns:
+        bad = np.flatnonzero(values["weight"] < 0)
+        findings.add(columns["weight"], "a negative weight", bad, _first(values["weight"], bad))
+    if "response" in columns:
+        _check_labels(columns["response"], values["response"], task, findings)
+    if training and not findings.columns & {columns["response"], columns.get("weight")}:
+        used = values["response"]
+        used = used[values["weight"] > 0] if "weight" in columns else used
+        _check_classes(columns["response"], used, task, findings)
 
 
 def _check_labels(column: str, values: NDArray[np.float64], task: Task, findings: Findings) -> None:
-    if task == "linear_regression":
+    if task == "logistic_regression":
+        outside, what = (values != 0) & (values != 1), "a label that is neither 0 nor 1"
+    elif task == "poisson_regression":
+        outside, what = values < 0, "a negative label, where a count is expected"
+    else:
         return
-    finite = np.isfinite(values)
-    outside = (values < 0) if task == "poisson_regression" else ~np.isin(values, (0.0, 1.0))
-    rows = np.flatnonzero(outside & finite)
-    what, mend = _LABELS[task]
-    findings.add(column, f"have a label that is {what}; {mend}", rows, _example(values, rows))
+    rows = np.flatnonzero(outside & np.isfinite(values))
+    findings.add(column, what, rows, _first(values, rows))
 
 
-def check_training_labels(
-    source: str,
-    column: str,
-    response: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    task: Task,
-) -> None:
-    """Refuse labels from which nothing can be learnt.
-
-    Raises
-    ------
-    DataError
-        If no row has a positive weight, or (logistic, poisson) a class of labels is missing.
-    """
-    used = response[weight > 0]
+def _check_classes(column: str, used: NDArray[np.float64], task: Task, findings: Findings) -> None:
+    """Refuse labels, of rows of positive weight, from which nothing can be learnt."""
+    where = f"{findings.source}: column '{column}'"
     if not used.size:
-        raise DataError(f"{source}: no row has a positive weight")
-    if task == "linear_regression":
-        return
-    positive = bool((used > 0).any())
-    if not positive:
-        raise DataError(f"{source}: column '{column}': no positive label: all are 0")
-    if task == "logistic_regression" and bool((used > 0).all()):
-        raise DataError(f"{source}: column '{column}': no negative label: all are 1")
+        findings.fatal.append(f"{findings.source}: no row has a positive weight")
+    elif task != "linear_regression" and not (used > 0).any():
+        findings.fatal.append(f"{where}: no positive label: all are 0")
+    elif task == "logistic_regression" and (used > 0).all():
+        findings.fatal.append(f"{where}: no negative label: all are 1")
+
+
+def counted(rows: int) -> str:
+    """Return ``1 row``, ``1,234 rows``."""
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def as_floats(column: pa.ChunkedArray, fill: float) -> NDArray[np.float64]:
@@ -148,20 +155,23 @@ def as_floats(column: pa.ChunkedArray, fill: float) -> NDArray[np.float64]:
 
 
 def _nulls(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    # Not only is_null: of a dictionary, the value that an index points to may be null.
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if column.null_count == 0:
         return np.empty(0, np.int64)
     return np.flatnonzero(column.is_null().to_numpy())
 
 
-def _repeated(uid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return positions of values that occurred earlier."""
-    in_order = np.sort(uid)
+def _repeated(uid: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return positions of values that occurred earlier; nulls are no values."""
+    values = uid.drop_null().to_numpy()
+    in_order = np.sort(values)
     if not (in_order[1:] == in_order[:-1]).any():
         return np.empty(0, np.int64)
-    first = np.zeros(uid.size, np.bool_)
-    first[np.unique(uid, return_index=True)[1]] = True
-    return np.flatnonzero(~first)
+    present = np.flatnonzero(uid.is_valid().to_numpy())
+    return np.asarray(np.delete(present, np.unique(values, return_index=True)[1]))
 
 
-def _example(values: NDArray[np.float64], rows: NDArray[np.int64]) -> str:
-    return f"{values[rows[0]]:g}" if rows.size else ""
+def _first(values: NDArray[np.float64], rows: NDArray[np.int64]) -> str:
+    return f"value {values[rows[0]]:g}" if rows.size else ""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +30,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         If the system refuses to write there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with _output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with _output_errors(path):
+        _make_parent(path)
+        try:
             yield temporary
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -72,19 +72,23 @@ def check_replaceable(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
         If something else is there, results are there and `overwrite` is false, or the
         system won't let us write.
     """
-    if path.is_dir() and any(path.iterdir()):
-        if not is_ours(path):
-            raise OutputError(
-                f"{path}: holds files that gdmix did not write; choose another output"
-            )
-        if not overwrite:
-            raise OutputError(f"{path}: holds earlier results; pass --overwrite to replace them")
-    elif path.exists() and not path.is_dir():
-        raise OutputError(f"{path}: is a file; the output is a folder")
     with _output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: can't be written: permission denied in {path.parent}")
+        if path.is_dir() and any(path.iterdir()):
+            if not is_ours(path):
+                raise OutputError(
+                    f"{path}: holds files that gdmix did not write; choose another output"
+                )
+            if not overwrite:
+                raise OutputError(
+                    f"{path}: holds earlier results; pass --overwrite to replace them"
+                )
+        elif path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: is a file; the output is a folder")
+        if path.is_mount() or path.absolute() == Path.cwd():
+            raise OutputError(f"{path}: can't be replaced as a whole; name a folder inside it")
+        _make_parent(path)
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError(f"{path}: can't be written: permission denied in {path.parent}")
 
 
 @contextmanager
@@ -92,27 +96,44 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place on success.
 
     On failure it is removed and what was at `path` stays as it was.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write there.
     """
     with _output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.name}."
-        staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=path.parent))
-        # mkdtemp makes it private; results are as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)
-    try:
-        with _output_errors(path):
+        target = path.resolve()  # of a link, replace what it points to
+        _make_parent(target)
+        staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        staging.mkdir()
+        try:
             yield staging
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=prefix, suffix=".old", dir=path.parent))
-                path.replace(old / path.name)
-                staging.replace(path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                staging.replace(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            _take_place(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _take_place(staging: Path, target: Path) -> None:
+    if not target.exists():
+        staging.replace(target)
+        return
+    old = staging.with_suffix(".old")
+    target.replace(old)
+    try:
+        staging.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next((p for p in path.parents if p.is_file()), path.parent)
+        raise OutputError(f"{path}: can't be written: {file} is a file, not a folder") from None
 
 
 @contextmanager

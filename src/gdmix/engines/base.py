@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gdmix.config import ModelConfig
-from gdmix.coordinates.base import Coordinate, ScoreTable
+from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
 from gdmix.data.read import Source
 from gdmix.model.mixed_model import CoordinateModel, TrainedModel
 
@@ -25,6 +25,11 @@ class Workspace(Protocol):
 
     def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
         """Move what random effects share into the fixed effects (`coordinates.recentring`)."""
+
+    def fit_jointly(
+        self, models: Mapping[str, CoordinateModel]
+    ) -> tuple[dict[str, CoordinateModel], FitReport]:
+        """Fit all coordinates at once, from the given models (`coordinates.joint`)."""
 
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""

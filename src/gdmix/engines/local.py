@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gdmix.config import FixedEffect, ModelConfig
-from gdmix.coordinates.base import Coordinate, Scores
+from gdmix.coordinates.base import FitReport, Scores
 from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
+from gdmix.coordinates.joint import fit_jointly
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.recentring import Penalty, recentre
 from gdmix.data.dataset import Dataset, key_codes, load_rows, load_training
@@ -20,6 +21,7 @@ from gdmix.data.schema import RowSchema
 from gdmix.data.score_files import score_table, write_scores
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import total_loss
+from gdmix.glm.newton import Labels
 from gdmix.glm.threads import available_threads
 from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
 
@@ -61,7 +63,7 @@ class LocalWorkspace:
         self.scores = LocalScores(config, train, validation)
         # Before any work: a metric that can't be computed of these labels says so now.
         self.scores.evaluate()
-        threads = config.threads or available_threads()
+        self._threads = threads = config.threads or available_threads()
         loss = LOSSES[config.task]
         # A row without an entity keeps the fixed effect's share alone: it can't be recentred.
         self._penalties = {
@@ -69,7 +71,7 @@ class LocalWorkspace:
             for name, spec in config.coordinates.items()
             if isinstance(spec, FixedEffect) or not train.keys[spec.entity].null_count
         }
-        self.coordinates: dict[str, Coordinate] = {}
+        self.coordinates: dict[str, FixedEffectCoordinate | RandomEffectCoordinate] = {}
         for name, spec in config.coordinates.items():
             self.coordinates[name] = (
                 FixedEffectCoordinate(spec, train, validation, loss, threads)
@@ -81,6 +83,20 @@ class LocalWorkspace:
         """Move what random effects share into the fixed effects."""
         sizes = {bag: len(index) for bag, index in self._indices.items()}
         return recentre(models, self._penalties, sizes)
+
+    def fit_jointly(
+        self, models: Mapping[str, CoordinateModel]
+    ) -> tuple[dict[str, CoordinateModel], FitReport]:
+        """Fit all coordinates at once, from the given models."""
+        rows, specs = self._train, self._config.coordinates.values()
+        loss = LOSSES[self._config.task]
+        return fit_jointly(
+            self.coordinates,
+            models,
+            Labels(rows.response, rows.weight, rows.offset, loss, self._threads),
+            min(spec.tolerance for spec in specs),
+            max(spec.max_iterations for spec in specs),
+        )
 
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""

@@ -108,12 +108,13 @@ def group_auc(
     """
     weight = weight[ranking.order]
     positive = weight * response[ranking.order]
-    return _auc_of_blocks(
+    auc: NDArray[np.float64] = _auc_of_blocks(
         ranking.by_block(positive), ranking.by_block(weight - positive), ranking.group_block
     )
+    return auc
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _auc_of_blocks(
     positive: NDArray[np.float64], negative: NDArray[np.float64], group_block: NDArray[np.intp]
 ) -> NDArray[np.float64]:

@@ -76,7 +76,7 @@ def solve_dual(
     Returns
     -------
     int
-        A `FitStatus`.
+        A `FitStatus`; `STALLED` asks for the primal method, from the `theta` reached.
     """
     z, d1, d2, a = rows[0], rows[1], rows[2], rows[3]
     u, k_u, step, move = rows[4], rows[5], rows[6], rows[7]
@@ -84,7 +84,7 @@ def solve_dual(
     new_z, new_d1, new_d2 = rows[11], rows[12], rows[13]
 
     free = intercept != 0.0 and intercept_l2 == 0.0
-    separated = free and labels_of_one_class(loss, n, y, w)
+    endless = free and labels_of_one_class(loss, n, y, w)
     shared = intercept * intercept / intercept_l2 if intercept_l2 > 0.0 else 0.0
     _form_kernel(n, indptr, indices, values, theta.size - 1, 1.0 / l2, shared, dense, kernel_matrix)
 
@@ -143,6 +143,7 @@ def solve_dual(
             largest = max(largest, target[i])
             target[i] += 1.0
         if largest > MAX_KERNEL * tolerance:
+            iteration -= 1
             status = STALLED
             break
         cholesky.factorize(n, factor, ones)
@@ -163,14 +164,14 @@ def solve_dual(
                 stiffness += h[i]
                 pull += step[i] + a[i]
             c_step = pull / max(stiffness, 1e-300)
-            if separated:
+            if endless:
                 c_step = min(max(c_step, -MAX_INTERCEPT_STEP), MAX_INTERCEPT_STEP)
             for i in range(n):
                 step[i] -= c_step * h[i]
 
         slope = 0.0
-        a_k_step = 0.0
-        step_k_step = 0.0
+        cross = 0.0
+        curvature = 0.0
         a_k_a = 0.0
         for i in range(n):
             row = kernel_matrix[i]
@@ -179,14 +180,14 @@ def solve_dual(
                 total += row[j] * step[j]
             move[i] = total + c_step
             slope += d1[i] * (total + c_step) + a[i] * total
-            a_k_step += a[i] * total
-            step_k_step += step[i] * total
+            cross += a[i] * total
+            curvature += step[i] * total
             a_k_a += a[i] * (z[i] - offset[i] - c)
         objective = value + 0.5 * a_k_a
         noise = 1e-13 * abs(objective)
         below_noise = -slope <= noise
         t, new_value = search(
-            loss, n, z, move, y, w, value, slope, a_k_step, step_k_step, noise, new_z, new_d1, new_d2
+            loss, n, z, move, y, w, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
         )
         if t == 0.0:
             status = STALLED
@@ -211,7 +212,7 @@ def solve_dual(
         theta[0] = c
     elif intercept_l2 > 0.0:
         theta[0] = intercept * total / intercept_l2
-    if separated and status != STALLED:
+    if endless and status != STALLED:
         status = SEPARATED
     report[0] = iteration
     report[1] = norm

@@ -3,7 +3,8 @@
 ========================  ====================================  ===========================
 method                    where                                 work per Newton step
 ========================  ====================================  ===========================
-dual Newton               few rows                              n^3 / 6
+dual Newton, by fours     few rows, all coefficients penalised  n^3 / 6, four at once
+dual Newton               few rows, otherwise                   n^3 / 6
 primal Newton, Cholesky   few features                          nnz d + d^3 / 6
 primal Newton, CG         otherwise                             a few passes over nnz
 large problem             one entity with a large share of all  parallel over its rows
@@ -20,17 +21,20 @@ from numpy.typing import NDArray
 from gdmix.glm import dual_newton, primal_newton
 from gdmix.glm.compiled import kernel
 from gdmix.glm.dual_newton import solve_dual
+from gdmix.glm.dual_newton_simd import MAX_COEFFICIENTS, MAX_ROWS, solve_by_fours
 from gdmix.glm.large import fit_large
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.primal_newton import solve_primal
-from gdmix.glm.status import NOT_FINITE, STALLED
+from gdmix.glm.status import NOT_FINITE, STALLED, UNSOLVED
 from gdmix.glm.threads import map_threads, split_evenly
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-MAX_DUAL_ROWS = 32
+MAX_DUAL_ROWS = 24
 MAX_DUAL_FEATURES = 1024
+# Below this the full steps that the solver by fours takes are seldom accepted.
+MIN_SIMD_L2 = 1e-4
 MAX_CHOLESKY_COEFFICIENTS = 28
 # An entity is a large problem if one thread would be busy with it while others idle.
 LARGE_ROWS = 200_000
@@ -130,7 +134,7 @@ def fit_entities(
     """
     total = int(block.coefficient_ptr[-1])
     coefficients = np.zeros(total) if start is None else start.copy()
-    status = np.zeros(block.n_entities, np.int8)
+    status = np.full(block.n_entities, UNSOLVED, np.int8)
     iterations = np.zeros(block.n_entities, np.int32)
     gradient_norm = np.zeros(block.n_entities)
     rows = np.diff(block.row_ptr)
@@ -157,9 +161,10 @@ def fit_entities(
         gradient_norm[e] = fit.gradient_norm
 
     def solve(entities: I64) -> None:
+        # Plain numbers: a kernel called with an integer l2 would be compiled anew.
         _solve_range(
             entities,
-            loss,
+            int(loss),
             block.row_ptr,
             block.coefficient_ptr,
             block.indptr,
@@ -169,10 +174,10 @@ def fit_entities(
             block.weight,
             offset,
             1.0 if intercept else 0.0,
-            intercept_l2,
-            l2,
-            tolerance,
-            max_iterations,
+            float(intercept_l2),
+            float(l2),
+            float(tolerance),
+            int(max_iterations),
             coefficients,
             status,
             iterations,
@@ -180,7 +185,7 @@ def fit_entities(
         )
 
     map_threads(solve, _tasks(rows, threads), threads)
-    _discard_overflow(block, coefficients, status)
+    _discard_overflow(block, coefficients, gradient_norm, status)
     return EntitiesFit(coefficients, status, iterations, gradient_norm)
 
 
@@ -216,21 +221,20 @@ def _tasks(rows: I64, threads: int) -> list[I64]:
     ]
 
 
-def _discard_overflow(block: EntityBlock, coefficients: F64, status: NDArray[np.int8]) -> None:
-    bad = np.flatnonzero(~np.isfinite(coefficients))
-    if bad.size:
-        entities = np.unique(np.searchsorted(block.coefficient_ptr, bad, side="right") - 1)
-        status[entities] = NOT_FINITE
-        for e in entities:
-            coefficients[block.coefficient_ptr[e] : block.coefficient_ptr[e + 1]] = 0.0
+def _discard_overflow(
+    block: EntityBlock, coefficients: F64, gradient_norm: F64, status: NDArray[np.int8]
+) -> None:
+    bad = ~np.isfinite(gradient_norm)
+    places = np.flatnonzero(~np.isfinite(coefficients))
+    bad[np.searchsorted(block.coefficient_ptr, places, side="right") - 1] = True
+    status[bad] = NOT_FINITE
+    for e in np.flatnonzero(bad):
+        coefficients[block.coefficient_ptr[e] : block.coefficient_ptr[e + 1]] = 0.0
 
 
 @kernel
 def _method(n: int, d: int, l2: float) -> int:
-    """Choose a solver for `n` rows and `d` coefficients, intercept included.
-
-    The dual's gradient is a difference of terms of size 1 / l2: below 1e-4 that costs digits.
-    """
+    """Choose a solver for `n` rows and `d` coefficients, intercept included."""
     if n <= MAX_DUAL_ROWS and n <= 2 * d and d <= MAX_DUAL_FEATURES and l2 > 0.0:
         return _DUAL
     if d <= MAX_CHOLESKY_COEFFICIENTS:
@@ -260,10 +264,26 @@ def _solve_range(
     iterations: NDArray[np.int32],
     gradient_norm: F64,
 ) -> None:
-    """Solve the listed entities one after another, in scratch sized for the largest."""
+    """Solve the listed entities: those that suit it by fours, the others one after another."""
+    if l2 >= MIN_SIMD_L2 and (intercept_l2 >= MIN_SIMD_L2 or intercept == 0.0):
+        suited = np.empty(entities.size, np.int64)
+        n_suited = 0
+        for e in entities:
+            n = row_ptr[e + 1] - row_ptr[e]
+            d = coefficient_ptr[e + 1] - coefficient_ptr[e]
+            if status[e] == UNSOLVED and n <= MAX_ROWS and n <= 2 * d and d <= MAX_COEFFICIENTS:
+                suited[n_suited] = e
+                n_suited += 1
+        solve_by_fours(
+            suited[:n_suited], loss, row_ptr, coefficient_ptr, indptr, indices, values, response,
+            weight, offset, intercept, intercept_l2, l2, tolerance, max_iterations, coefficients,
+            status, iterations, gradient_norm,
+        )  # fmt: skip
     most_rows, most_coefficients, side, dual_width = 1, 1, 1, 1
     for k in range(entities.size):
         e = entities[k]
+        if status[e] != UNSOLVED:
+            continue
         n = row_ptr[e + 1] - row_ptr[e]
         d = coefficient_ptr[e + 1] - coefficient_ptr[e]
         most_rows = max(most_rows, n)
@@ -286,6 +306,8 @@ def _solve_range(
     report = np.zeros(2)
     for k in range(entities.size):
         e = entities[k]
+        if status[e] != UNSOLVED:
+            continue
         first, last = row_ptr[e], row_ptr[e + 1]
         n = last - first
         theta = coefficients[coefficient_ptr[e] : coefficient_ptr[e + 1]]

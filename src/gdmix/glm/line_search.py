@@ -1,4 +1,10 @@
-"""How far to go along a Newton step."""
+"""How far to go along a Newton step: the rule, once, for small problems and for large ones.
+
+The full step is taken if it lowers the objective enough (Armijo). Otherwise the objective is
+minimised along the step, by Newton's method kept inside a bracket: a shorter step that merely
+passed Armijo's test would leave rows far out on the saturated side of their loss, and the next
+Newton step as wild as this one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,9 @@ from gdmix.glm.losses import evaluate_rows
 
 F64 = NDArray[np.float64]
 
+ARMIJO = 1e-4
 MAX_TRIALS = 60
-# Scores are not moved further than this in one step: beyond it every loss is saturated.
+# A shortened step moves no score further than this: every loss is saturated long before.
 MAX_MOVE = 1e4
 
 
@@ -34,18 +41,12 @@ def search(
 ) -> tuple[float, float]:
     """Choose the length t of a step that moves the scores by ``t * move``.
 
-    The full step is taken if it lowers the objective enough (Armijo). Otherwise the objective
-    along the step is minimised, by Newton's method kept inside a bracket of the minimum: a
-    step that merely passes would leave rows that are far out on the wrong side there.
-
     Parameters
     ----------
-    z, move, y, w
-        (n,) scores, their change over the full step, responses, weights.
     value
         The weighted loss at `z`.
     slope
-        Derivative of the objective along the step, negative.
+        Derivative of the objective along the step at 0, negative.
     cross, curvature
         The penalty changes by ``t * cross + t**2 / 2 * curvature``.
     noise
@@ -58,36 +59,104 @@ def search(
     tuple[float, float]
         t, or zero if no point along the step is lower; and the weighted loss there.
     """
+    for i in range(n):
+        new_z[i] = z[i] + move[i]
+    new_value = evaluate_rows(loss, n, new_z, y, w, new_d1, new_d2)
+    if new_value - value + cross + 0.5 * curvature <= ARMIJO * slope + noise:
+        return 1.0, new_value
+
     reach = 0.0
     for i in range(n):
         reach = max(reach, abs(move[i]))
-    t = min(1.0, MAX_MOVE / max(reach, 1.0))
+    t = longest(reach)
     low, high = 0.0, t
-    for trial in range(MAX_TRIALS):
-        for i in range(n):
-            new_z[i] = z[i] + t * move[i]
-        new_value = evaluate_rows(loss, n, new_z, y, w, new_d1, new_d2)
+    for _ in range(MAX_TRIALS):
+        new_value, first, second = evaluate_along(loss, n, z, move, t, y, w, new_z, new_d1, new_d2)
         rise = new_value - value + t * cross + 0.5 * t * t * curvature
-        lower = rise <= 1e-4 * t * slope + noise
-        if lower and trial == 0:
-            break
-        derivative = cross + t * curvature
-        bend = curvature
-        for i in range(n):
-            derivative += new_d1[i] * move[i]
-            bend += new_d2[i] * move[i] * move[i]
-        # The objective is convex: where it still falls it is lower, whatever its rounding says.
-        if (lower or derivative <= 0.0) and abs(derivative) <= -0.1 * slope:
-            break
-        if derivative > 0.0:
-            high = t
-        elif trial == 0:
-            break
-        else:
-            low = t
-        width = high - low
-        t -= derivative / max(bend, 1e-300)
-        t = min(max(t, low + 0.1 * width), low + (0.5 if derivative > 0.0 else 0.9) * width)
+        accepted, t, low, high = judge(
+            t, low, high, rise, first + cross + t * curvature, second + curvature, slope, noise
+        )
+        if accepted:
+            return t, new_value
+    return 0.0, value
+
+
+@kernel
+def evaluate_along(
+    loss: int,
+    n: int,
+    z: F64,
+    move: F64,
+    t: float,
+    y: F64,
+    w: F64,
+    new_z: F64,
+    new_d1: F64,
+    new_d2: F64,
+) -> tuple[float, float, float]:
+    """Fill ``new_z = z + t * move`` and the derivatives there.
+
+    Returns
+    -------
+    tuple[float, float, float]
+        The weighted loss there, and its first and second derivative in t.
+    """
+    for i in range(n):
+        new_z[i] = z[i] + t * move[i]
+    value = evaluate_rows(loss, n, new_z, y, w, new_d1, new_d2)
+    first = 0.0
+    second = 0.0
+    for i in range(n):
+        first += new_d1[i] * move[i]
+        second += new_d2[i] * move[i] * move[i]
+    return value, first, second
+
+
+@kernel
+def longest(reach: float) -> float:
+    """Return the longest step allowed where the full one moves some score by `reach`."""
+    return min(1.0, MAX_MOVE / max(reach, 1.0))
+
+
+@kernel
+def judge(
+    t: float,
+    low: float,
+    high: float,
+    rise: float,
+    derivative: float,
+    bend: float,
+    slope: float,
+    noise: float,
+) -> tuple[bool, float, float, float]:
+    """Accept the step length t, or propose the next.
+
+    Parameters
+    ----------
+    low, high
+        Bracket of the minimum.
+    rise, derivative, bend
+        Of the objective at t: its value less that at 0, its first and second derivative.
+    slope
+        Its derivative at 0, negative.
+    noise
+        The rounding error of its value.
+
+    Returns
+    -------
+    tuple[bool, float, float, float]
+        Whether t is accepted; t, or the next length; and the new bracket.
+    """
+    # The objective is convex: where it still falls it is lower, whatever its rounding says.
+    falling = derivative <= 0.0
+    lower = falling or rise <= ARMIJO * t * slope + noise
+    if lower and (abs(derivative) <= -0.1 * slope or (falling and t == high)):
+        return True, t, low, high
+    if falling:
+        low = t
     else:
-        return 0.0, value
-    return t, new_value
+        high = t
+    width = high - low
+    most = 0.9 if falling else 0.5
+    t = min(max(t - derivative / max(bend, 1e-300), low + 0.1 * width), low + most * width)
+    return False, t, low, high

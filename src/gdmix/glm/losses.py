@@ -68,6 +68,42 @@ def evaluate_rows(
 
 
 @kernel
+def evaluate_each(
+    loss: int,
+    n: int,
+    z: NDArray[np.float64],
+    y: NDArray[np.float64],
+    w: NDArray[np.float64],
+    d1: NDArray[np.float64],
+    d2: NDArray[np.float64],
+    value: NDArray[np.float64],
+) -> None:
+    """Fill `d1`, `d2` and `value` with weight times the derivatives and the loss at `z`."""
+    if loss == LOGISTIC:
+        for i in range(n):
+            t = exp(-abs(z[i]))
+            large = 1.0 / (1.0 + t)
+            small = t * large
+            mean = large if z[i] > 0 else small
+            complement = small if z[i] > 0 else large
+            d1[i] = w[i] * ((1.0 - y[i]) * mean - y[i] * complement)
+            d2[i] = w[i] * large * small
+            value[i] = w[i] * (max(z[i], 0.0) - z[i] * y[i] + log1p(t))
+    elif loss == SQUARED:
+        for i in range(n):
+            residual = z[i] - y[i]
+            d1[i] = w[i] * residual
+            d2[i] = w[i]
+            value[i] = 0.5 * w[i] * residual * residual
+    else:
+        for i in range(n):
+            rate = exp(z[i])
+            d1[i] = w[i] * (rate - y[i])
+            d2[i] = w[i] * rate
+            value[i] = w[i] * (rate - y[i] * z[i])
+
+
+@kernel
 def total_loss(
     loss: int,
     z: NDArray[np.float64],
@@ -89,9 +125,7 @@ def total_loss(
 
 
 @kernel
-def labels_of_one_class(
-    loss: int, n: int, y: NDArray[np.float64], w: NDArray[np.float64]
-) -> bool:
+def labels_of_one_class(loss: int, n: int, y: NDArray[np.float64], w: NDArray[np.float64]) -> bool:
     """Whether an unpenalised intercept has no finite optimum on these `n` rows.
 
     So it is for logistic labels that are all 0 or all 1, and for counts that are all 0.
@@ -99,15 +133,39 @@ def labels_of_one_class(
     """
     if loss == SQUARED:
         return False
-    smallest = np.inf
-    largest = -np.inf
+    weighted = False
+    any_low = False
+    any_high = False
     for i in range(n):
         if w[i] > 0.0:
-            smallest = min(smallest, y[i])
-            largest = max(largest, y[i])
-    if loss == LOGISTIC:
-        return largest <= 0.0 or smallest >= 1.0
-    return largest <= 0.0
+            weighted = True
+            any_high = any_high or y[i] > 0.0
+            any_low = any_low or y[i] < 1.0
+    return weighted and not (any_high and (any_low or loss != LOGISTIC))
+
+
+@kernel
+def classifies_all(
+    loss: int,
+    n: int,
+    z: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    y: NDArray[np.float64],
+    w: NDArray[np.float64],
+) -> bool:
+    """Whether ``z - offset`` has the sign of the label in each of these `n` rows.
+
+    Then coefficients without a penalty have no finite optimum: along them no row loses
+    (Albert & Anderson, Biometrika 1984). Rows of weight zero do not count.
+    """
+    any_moved = False
+    for i in range(n):
+        own = z[i] - offset[i]
+        if w[i] > 0.0:
+            if loss != LOGISTIC or (own < 0.0 if y[i] > 0.5 else own > 0.0):
+                return False
+            any_moved = any_moved or own != 0.0
+    return any_moved
 
 
 def inverse_link(loss: int, z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,4 +173,4 @@ def inverse_link(loss: int, z: NDArray[np.float64]) -> NDArray[np.float64]:
     if loss == LOGISTIC:
         t = np.exp(-np.abs(z))
         return np.where(z > 0, 1.0, t) / (1.0 + t)
-    return z.copy() if loss == SQUARED else np.exp(np.minimum(z, 300.0))
+    return z.copy() if loss == SQUARED else np.exp(np.minimum(z, 200.0))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gdmix.glm import cholesky
 from gdmix.glm.compiled import kernel
 from gdmix.glm.line_search import search
-from gdmix.glm.losses import evaluate_rows, labels_of_one_class
+from gdmix.glm.losses import SQUARED, classifies_all, evaluate_rows, labels_of_one_class
 from gdmix.glm.objective import (
     add_hessian,
     add_hessian_diagonal,
@@ -33,6 +33,8 @@ F64 = NDArray[np.float64]
 
 ROW_BUFFERS = 7
 COEFFICIENT_BUFFERS = 7
+# Where conjugate gradients give up, Cholesky takes over up to this size.
+MAX_FALLBACK_COEFFICIENTS = 1024
 # An intercept without a finite optimum moves at most this far in one step, so that it stops
 # soon after its gradient has met the tolerance.
 MAX_INTERCEPT_STEP = 5.0
@@ -91,6 +93,7 @@ def solve_primal(
     gradient[:] = 0.0
     add_transposed(n, indptr, indices, values, intercept, d1, gradient)
     reference = math.sqrt(dot(d, gradient, gradient))
+    theta[0] *= intercept
     warm = False
     for j in range(d):
         warm = warm or theta[j] != 0.0
@@ -100,7 +103,7 @@ def solve_primal(
     else:
         z[:n] = offset[:n]
 
-    separated = intercept != 0.0 and penalty[0] == 0.0 and labels_of_one_class(loss, n, y, w)
+    endless = intercept != 0.0 and penalty[0] == 0.0 and labels_of_one_class(loss, n, y, w)
     status = MAX_ITERATIONS
     previous_norm = 0.0
     below_noise = False
@@ -126,47 +129,38 @@ def solve_primal(
         previous_norm = norm
         iteration += 1
 
+        if not direct:
+            # A quadratic objective needs one step, so that one is made accurate.
+            accuracy = 0.0 if loss == SQUARED else min(0.1, math.sqrt(norm / max(reference, norm)))
+            solved = _conjugate_gradient_step(
+                n, indptr, indices, values, intercept, d2, penalty, gradient,
+                max(accuracy * norm, 0.3 * tolerance * reference), step, move, coefficients,
+            )  # fmt: skip
+            if not solved and d <= MAX_FALLBACK_COEFFICIENTS:
+                direct = True
+                hessian = np.empty((d, d))
         if direct:
             _cholesky_step(
                 n, indptr, indices, values, intercept, d2, penalty, gradient, hessian, step
             )
-        else:
-            residual = max(
-                min(0.1, math.sqrt(norm / max(reference, norm))) * norm,
-                0.3 * tolerance * reference,
-            )
-            _conjugate_gradient_step(
-                n,
-                indptr,
-                indices,
-                values,
-                intercept,
-                d2,
-                penalty,
-                gradient,
-                residual,
-                step,
-                move,
-                coefficients,
-            )
-        if separated and abs(step[0]) > MAX_INTERCEPT_STEP:
+        if endless and abs(step[0]) > MAX_INTERCEPT_STEP:
             shrink = MAX_INTERCEPT_STEP / abs(step[0])
             for j in range(d):
                 step[j] *= shrink
 
         slope = 0.0
         cross = 0.0
-        step_squared = 0.0
+        curvature = 0.0
         for j in range(d):
             slope += gradient[j] * step[j]
             cross += penalty[j] * theta[j] * step[j]
-            step_squared += penalty[j] * step[j] * step[j]
+            curvature += penalty[j] * step[j] * step[j]
         margins(n, indptr, indices, values, intercept, step, move)
         objective = value + 0.5 * size_squared
         noise = 1e-13 * abs(objective)
         below_noise = -slope <= noise
         t, new_value = search(
-            loss, n, z, move, y, w, value, slope, cross, step_squared, noise, new_z, new_d1, new_d2
+            loss, n, z, move, y, w, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
         )
         if t == 0.0:
             status = STALLED
@@ -182,7 +176,10 @@ def solve_primal(
         n, indptr, indices, values, intercept, theta, offset, d1, d2, penalty
     ):
         status = CONVERGED
-    if separated:
+    unpenalised = intercept == 0.0 or penalty[0] == 0.0
+    for j in range(1, d):
+        unpenalised = unpenalised and penalty[j] == 0.0
+    if endless or (unpenalised and classifies_all(loss, n, z, offset, y, w)):
         status = SEPARATED
     report[0] = iteration
     report[1] = norm
@@ -229,8 +226,14 @@ def _conjugate_gradient_step(
     step: F64,
     margin: F64,
     coefficients: NDArray[np.float64],
-) -> None:
-    """Solve ``H step = -gradient`` until the residual's norm is at most `target`."""
+) -> bool:
+    """Solve ``H step = -gradient`` until the residual's norm is at most `target`.
+
+    Returns
+    -------
+    bool
+        False if rounding keeps it above.
+    """
     d = step.size
     residual, direction, product = coefficients[2], coefficients[3][:d], coefficients[4][:d]
     scaled, inverse = coefficients[5], coefficients[6][:d]
@@ -246,12 +249,10 @@ def _conjugate_gradient_step(
     for _ in range(2 * d + 10):
         for j in range(d):
             product[j] = penalty[j] * direction[j]
-        add_hessian_product(
-            n, indptr, indices, values, intercept, d2, direction, margin, product
-        )
+        add_hessian_product(n, indptr, indices, values, intercept, d2, direction, margin, product)
         curvature = dot(d, direction, product)
         if curvature <= 0.0:
-            break
+            return False
         length = fit / curvature
         norm_squared = 0.0
         next_fit = 0.0
@@ -262,7 +263,8 @@ def _conjugate_gradient_step(
             scaled[j] = inverse[j] * residual[j]
             next_fit += residual[j] * scaled[j]
         if norm_squared <= target * target:
-            break
+            return True
         for j in range(d):
             direction[j] = scaled[j] + next_fit / fit * direction[j]
         fit = next_fit
+    return False

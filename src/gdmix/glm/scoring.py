@@ -28,7 +28,13 @@ def score_fixed(design: CsrMatrix, coefficients: F64, threads: int = 1) -> F64:
     def work(rows: tuple[int, int]) -> None:
         a, b = rows
         margins(
-            b - a, design.indptr[a : b + 1], design.indices, design.values, 1.0, coefficients, z[a:b]
+            b - a,
+            design.indptr[a : b + 1],
+            design.indices,
+            design.values,
+            1.0,
+            coefficients,
+            z[a:b],
         )
 
     map_threads(work, _row_slices(design.n_rows), threads)

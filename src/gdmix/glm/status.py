@@ -38,3 +38,4 @@ MAX_ITERATIONS = int(FitStatus.MAX_ITERATIONS)
 STALLED = int(FitStatus.STALLED)
 SEPARATED = int(FitStatus.SEPARATED)
 NOT_FINITE = int(FitStatus.NOT_FINITE)
+UNSOLVED = -1  # never leaves the solvers

@@ -24,6 +24,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="gdmix")
 
 
+if hasattr(os, "register_at_fork"):  # a forked child inherits the pool, but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def map_threads(
     function: Callable[[_Task], _Result], tasks: Sequence[_Task], threads: int
 ) -> list[_Result]:

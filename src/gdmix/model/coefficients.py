@@ -64,15 +64,14 @@ class RandomCoefficients:
     def __len__(self) -> int:
         return len(self.entities)
 
-    def score(self, design: CsrMatrix, key: pa.Array, threads: int = 1) -> F64:
+    def score(self, design: CsrMatrix, numbers: NDArray[np.int64], threads: int = 1) -> F64:
         """Return each row's score under its entity's model, (n,); 0 for an unseen entity.
 
         Parameters
         ----------
-        key
-            (n,) entity of each row.
+        numbers
+            (n,) number of each row's entity, from `entity_numbers`.
         """
-        numbers = entity_numbers(key, self.entities)
         return score_random(design, numbers, self.indptr, self.columns, self.values, threads)
 
     def find(self, entity: object) -> int:
@@ -84,8 +83,15 @@ class RandomCoefficients:
         return int(pc.index(self.entities, scalar).as_py())
 
 
-def entity_numbers(key: pa.Array, entities: pa.Array) -> NDArray[np.int64]:
+def entity_numbers(key: pa.Array, entities: pa.Array, column: str) -> NDArray[np.int64]:
     """Return the position of each key among `entities`, -1 where it is none of them.
+
+    Parameters
+    ----------
+    key
+        (n,) entity of each row.
+    column
+        What messages call it.
 
     Raises
     ------
@@ -94,8 +100,8 @@ def entity_numbers(key: pa.Array, entities: pa.Array) -> NDArray[np.int64]:
     """
     if key.type != entities.type:
         raise DataError(
-            f"entities are {key.type} in the rows and {entities.type} in the model; "
-            "cast the entity column of the rows"
+            f"entity column '{column}' is {key.type} in these rows, but {entities.type} "
+            "in those the model was trained on; cast it"
         )
     encoded = key.dictionary_encode()
     found = pc.fill_null(pc.index_in(encoded.dictionary, value_set=entities), -1)

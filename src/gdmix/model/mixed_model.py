@@ -16,7 +16,7 @@ from gdmix.data.feature_index import INTERCEPT_NAME, FeatureIndex
 from gdmix.data.schema import RowSchema
 from gdmix.errors import ModelError, did_you_mean
 from gdmix.glm import losses
-from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
+from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients, entity_numbers
 
 F64 = NDArray[np.float64]
 
@@ -185,12 +185,14 @@ class TrainedModel:
         """Return what a coordinate is and how large."""
         model = self.coordinate(coordinate)
         random = isinstance(model.coefficients, RandomCoefficients)
+        models = len(model.coefficients)
+        placeholders = 0 if model.intercept else models  # of the intercept each would have
         return {
             "type": "random_effect" if random else "fixed_effect",
             "entity": model.entity,
             "features": list(model.features),
-            "models": len(model.coefficients),
-            "coefficients": model.coefficients.values.size,
+            "models": models,
+            "coefficients": model.coefficients.values.size - placeholders,
         }
 
 
@@ -200,4 +202,5 @@ def score_coordinate(model: CoordinateModel, rows: Dataset, threads: int = 1) ->
     if isinstance(model.coefficients, FixedCoefficients):
         return model.coefficients.score(design, threads)
     assert model.entity is not None
-    return model.coefficients.score(design, rows.keys[model.entity], threads)
+    numbers = entity_numbers(rows.keys[model.entity], model.coefficients.entities, model.entity)
+    return model.coefficients.score(design, numbers, threads)

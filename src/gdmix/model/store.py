@@ -25,7 +25,7 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.write import write_json, write_table
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -75,6 +75,8 @@ def read_model(folder: Path) -> TrainedModel:
             f"this gdmix ({__version__}) reads up to {FORMAT_VERSION}; install a newer one"
         )
     try:
+        if manifest["task"] not in LOSSES:
+            raise ValueError(f"unknown task '{manifest['task']}'")
         bags = {name: FeatureBag.model_validate(bag) for name, bag in manifest["bags"].items()}
         indices = {name: _read_index(folder / "feature_index" / f"{name}.parquet") for name in bags}
         coordinates = {
@@ -83,10 +85,12 @@ def read_model(folder: Path) -> TrainedModel:
         }
         columns = ColumnRoles.model_validate(manifest["columns"])
         model = TrainedModel(manifest["task"], columns, bags, indices, coordinates)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        _check_columns(folder, model)
+    except KeyError as error:
+        raise ModelError(f"{folder / MANIFEST}: damaged: lacks {error}") from None
+    except (TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{folder}: {MANIFEST} is damaged: {reason}") from None
-    _check_columns(folder, model)
+        raise ModelError(f"{folder / MANIFEST}: damaged: {reason}") from None
     return model
 
 
@@ -135,36 +139,38 @@ def _coefficients_to_arrow(coefficients: FixedCoefficients | RandomCoefficients)
     )
 
 
-def _read_parts(folder: Path) -> pa.Table:
+def _read_parts(folder: Path, columns: list[str]) -> pa.Table:
     files = sorted(folder.glob("part-*.parquet"))
     if not files:
         raise ModelError(f"{folder}: holds no part-*.parquet file")
-    return pa.concat_tables([_read_parquet(file) for file in files])
+    parts = [_read_parquet(file, columns) for file in files]
+    return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _read_parquet(file: Path) -> pa.Table:
+def _read_parquet(file: Path, columns: list[str]) -> pa.Table:
     try:
         with pq.ParquetFile(file) as parquet:
-            return parquet.read()
-    except (OSError, pa.ArrowException) as error:
+            return parquet.read().select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ModelError(f"{file}: damaged or missing: {' '.join(str(error).split())}") from None
 
 
 def _read_index(file: Path) -> FeatureIndex:
-    table = _read_parquet(file)
+    table = _read_parquet(file, ["name", "term"])
     return FeatureIndex(table["name"], table["term"])
 
 
 def _read_coordinate(folder: Path, entry: dict[str, Any]) -> CoordinateModel:
-    table = _read_parts(folder)
     coefficients: FixedCoefficients | RandomCoefficients
     if entry["type"] == "fixed_effect":
+        table = _read_parts(folder, ["column", "value"])
         coefficients = FixedCoefficients(_to_numpy(table["value"], np.float64))
     else:
+        table = _read_parts(folder, ["entity", "columns", "values"])
         columns = _one_array(table["columns"])
         sizes = columns.value_lengths().to_numpy()
         coefficients = RandomCoefficients(
-            _one_array(table["entity"]),
+            _entities(table["entity"]),
             np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
             _to_numpy(columns.flatten(), np.uint32),
             _to_numpy(_one_array(table["values"]).flatten(), np.float64),
@@ -187,9 +193,16 @@ def _check_columns(folder: Path, model: TrainedModel) -> None:
             raise ModelError(f"{folder}: coordinate '{name}' does not fit its feature index")
 
 
+def _entities(column: pa.ChunkedArray) -> pa.Array:
+    """Return entities as int64 or large_string, whatever their writer had."""
+    integers = pa.types.is_integer(column.type)
+    return _one_array(column.cast(pa.int64() if integers else pa.large_string()))
+
+
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _to_numpy(column: Any, kind: Any) -> Any:
-    return np.asarray(column.to_numpy(), kind)
+    # A copy: what Arrow lends is read-only, and kernels would be compiled again for that.
+    return np.array(column.to_numpy(), kind)

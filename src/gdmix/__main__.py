@@ -1,0 +1,5 @@
+"""``python -m gdmix``: the command line."""
+
+from gdmix.cli import main
+
+main()

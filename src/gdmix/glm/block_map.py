@@ -1,0 +1,154 @@
+"""An entity block as one linear map: products, and a preconditioner that knows its blocks.
+
+For the joint problem over several coordinates a random effect is the matrix Z of all its
+entities' rows: block-diagonal, with one small block per entity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.glm import cholesky
+from gdmix.glm.compiled import kernel
+from gdmix.glm.entities import EntityBlock
+from gdmix.glm.objective import add_hessian, add_hessian_diagonal, add_transposed
+from gdmix.glm.scoring import score_block
+from gdmix.glm.threads import map_threads, split_evenly
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+MAX_FACTOR_SIDE = 64  # larger entities are preconditioned by their diagonal
+MAX_FACTOR_ENTRIES = 100_000_000  # and so are all, if their factors would not fit
+
+
+class BlockMap:
+    """A random effect's design over the rows of the data, (n, all its coefficients).
+
+    Parameters
+    ----------
+    order
+        (n,) row of the data that is row k of the block.
+    n_rows
+        Number of rows of the data; those that are not in the block score 0.
+    """
+
+    def __init__(
+        self, block: EntityBlock, order: I64, n_rows: int, intercept: bool, threads: int
+    ) -> None:
+        self._block, self._order, self._n_rows = block, order, n_rows
+        self._intercept, self._threads = 1.0 if intercept else 0.0, threads
+        self._parts = split_evenly(block.n_entities, 16 * threads)
+        self.size = int(block.coefficient_ptr[-1])
+
+    def scores(self, theta: F64) -> F64:
+        """Return each row's score, (n,)."""
+        z = np.zeros(self._n_rows)
+        z[self._order] = score_block(self._block, theta, self._threads)
+        return z
+
+    def transposed(self, d1: F64) -> F64:
+        """Return ``X' d1``: ragged, laid out by the block's `coefficient_ptr`."""
+        product = np.zeros(self.size)
+        self._map(_transposed_range, self._intercept, d1[self._order], product)
+        return product
+
+    def preconditioner(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
+        """Return the inverse of every entity's Hessian; of its diagonal where that is large."""
+        sides = np.diff(self._block.coefficient_ptr)
+        entries = np.where(sides <= MAX_FACTOR_SIDE, sides * sides, sides)
+        if int(entries.sum()) > MAX_FACTOR_ENTRIES:
+            entries = sides
+        factor_ptr = np.concatenate(([0], np.cumsum(entries)))
+        factors = np.empty(int(factor_ptr[-1]))
+        own_d2 = d2[self._order]
+        self._map(_factorize_range, self._intercept, own_d2, penalty, factor_ptr, factors)
+
+        def solve(residual: F64) -> F64:
+            solution = residual.copy()
+            pointers = self._block.coefficient_ptr
+            map_threads(
+                lambda part: _solve_range(*part, pointers, factor_ptr, factors, solution),
+                self._parts,
+                self._threads,
+            )
+            return solution
+
+        return solve
+
+    def _map(self, operation: Callable[..., None], *arguments: Any) -> None:
+        x = self._block
+        arrays = x.row_ptr, x.coefficient_ptr, x.indptr, x.indices, x.values
+        map_threads(lambda part: operation(*part, *arrays, *arguments), self._parts, self._threads)
+
+
+@kernel
+def _transposed_range(
+    first: int,
+    last: int,
+    row_ptr: I64,
+    coefficient_ptr: I64,
+    indptr: I64,
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    intercept: float,
+    d1: F64,
+    product: F64,
+) -> None:
+    for e in range(first, last):
+        a, b = row_ptr[e], row_ptr[e + 1]
+        own = product[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        add_transposed(b - a, indptr[a : b + 1], indices, values, intercept, d1[a:b], own)
+
+
+@kernel
+def _factorize_range(
+    first: int,
+    last: int,
+    row_ptr: I64,
+    coefficient_ptr: I64,
+    indptr: I64,
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    intercept: float,
+    d2: F64,
+    penalty: F64,
+    factor_ptr: I64,
+    factors: F64,
+) -> None:
+    for e in range(first, last):
+        a, b = row_ptr[e], row_ptr[e + 1]
+        own = slice(coefficient_ptr[e], coefficient_ptr[e + 1])
+        side = own.stop - own.start
+        flat = factors[factor_ptr[e] : factor_ptr[e + 1]]
+        rows = indptr[a : b + 1]
+        if flat.size == side:
+            flat[:] = penalty[own]
+            add_hessian_diagonal(b - a, rows, indices, values, intercept, d2[a:b], flat)
+            for j in range(side):
+                flat[j] = 1.0 / flat[j] if flat[j] > 0.0 else 0.0
+        else:
+            flat[:] = 0.0
+            hessian = flat.reshape((side, side))
+            for j in range(side):
+                hessian[j, j] = penalty[own.start + j]
+            add_hessian(b - a, rows, indices, values, intercept, d2[a:b], hessian)
+            cholesky.factorize(side, hessian, penalty[own])
+
+
+@kernel
+def _solve_range(
+    first: int, last: int, coefficient_ptr: I64, factor_ptr: I64, factors: F64, result: F64
+) -> None:
+    for e in range(first, last):
+        own = result[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        flat = factors[factor_ptr[e] : factor_ptr[e + 1]]
+        if flat.size == own.size:
+            for j in range(own.size):
+                own[j] *= flat[j]
+        else:
+            cholesky.solve(own.size, flat.reshape((own.size, own.size)), own)

@@ -1,0 +1,290 @@
+"""Damped Newton for one large problem, whatever its design is made of.
+
+The design is a `LinearMap`: it multiplies, and it solves for Newton's step in the way that suits
+it. The loop here is the same for a fixed effect, an entity with millions of rows, and all
+coordinates at once. Only the derivatives of the loss look at single rows; they run over one slice
+of rows per thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdmix.glm.line_search import ARMIJO, MAX_TRIALS, evaluate_along, judge, longest
+from gdmix.glm.losses import SQUARED, classifies_all, evaluate_rows, labels_of_one_class
+from gdmix.glm.objective import dot
+from gdmix.glm.primal_newton import MAX_INTERCEPT_STEP
+from gdmix.glm.status import FitStatus
+from gdmix.glm.threads import map_threads, split_evenly
+
+F64 = NDArray[np.float64]
+
+
+class LinearMap(Protocol):
+    """The design X of a problem with n rows and d coefficients, the first an intercept."""
+
+    size: int
+    passes: float
+
+    def scores(self, theta: F64) -> F64:
+        """Return ``X theta``, (n,)."""
+
+    def transposed(self, d1: F64) -> F64:
+        """Return ``X' d1``, (d,)."""
+
+    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> F64:
+        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``.
+
+        Parameters
+        ----------
+        target
+            Norm of the residual that is small enough.
+        """
+
+    def rounding_floor(self, theta: F64, offset: F64, d1: F64, d2: F64, penalty: F64) -> float:
+        """Return the norm below which a computed gradient is rounding error."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the loss compares scores with, all arrays (n,)."""
+
+    response: F64
+    weight: F64
+    offset: F64
+    loss: int
+    threads: int = 1
+
+    def evaluate(self, z: F64, d1: F64, d2: F64) -> float:
+        """Fill d1 and d2 at scores z; return the weighted loss."""
+
+        def work(rows: slice) -> float:
+            y, w = self.response[rows], self.weight[rows]
+            return evaluate_rows(self.loss, y.size, z[rows], y, w, d1[rows], d2[rows])
+
+        return sum(map_threads(work, self._slices(), self.threads))
+
+    def evaluate_along(
+        self, z: F64, move: F64, t: float, new_z: F64, d1: F64, d2: F64
+    ) -> tuple[float, float, float]:
+        """Fill ``new_z = z + t * move``, d1 and d2; return the loss and its derivatives in t."""
+
+        def work(rows: slice) -> tuple[float, float, float]:
+            y, w = self.response[rows], self.weight[rows]
+            at = z[rows], move[rows], t, y, w, new_z[rows], d1[rows], d2[rows]
+            return evaluate_along(self.loss, y.size, *at)
+
+        parts = map_threads(work, self._slices(), self.threads)
+        value, first, second = np.sum(parts, axis=0).tolist()
+        return value, first, second
+
+    def _slices(self) -> list[slice]:
+        return [slice(a, b) for a, b in split_evenly(self.response.size, self.threads)]
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where `minimize` ended.
+
+    Attributes
+    ----------
+    coefficients
+        (d,), intercept first.
+    status
+        How it ended.
+    iterations
+        Newton iterations.
+    passes
+        Passes over the design, a product with X or with X' counted as one half.
+    gradient_norm
+        Norm of the gradient at the returned coefficients.
+    value
+        The objective there.
+    """
+
+    coefficients: F64
+    status: FitStatus
+    iterations: int
+    passes: float
+    gradient_norm: float
+    value: float
+
+
+def minimize(
+    design: LinearMap,
+    labels: Labels,
+    penalty: F64,
+    *,
+    intercept: bool,
+    tolerance: float,
+    max_iterations: int,
+    start: F64,
+) -> Minimum:
+    """Minimise ``sum_i w_i loss(y_i, offset_i + (X theta)_i) + theta' diag(penalty) theta / 2``.
+
+    Parameters
+    ----------
+    penalty
+        (d,) L2 weight per coefficient.
+    intercept
+        Whether the first column of X is ones, and not zeros.
+    tolerance
+        Stop at this gradient norm relative to the one at zero coefficients.
+    start
+        (d,) start coefficients.
+    """
+    n = labels.response.size
+    theta = start
+    d1, d2 = np.empty(n), np.empty(n)
+    new_z, new_d1, new_d2 = np.empty(n), np.empty(n), np.empty(n)
+
+    z = labels.offset.copy()
+    value = labels.evaluate(z, d1, d2)
+    gradient = design.transposed(d1)
+    reference = _norm(gradient)
+    if theta.any():
+        z += design.scores(theta)
+        value = labels.evaluate(z, d1, d2)
+        gradient = design.transposed(d1)
+
+    free = intercept and penalty[0] == 0.0
+    endless = free and labels_of_one_class(labels.loss, n, labels.response, labels.weight)
+    status = FitStatus.MAX_ITERATIONS
+    previous_norm = 0.0
+    below_noise = False
+    iteration = 0
+    while True:
+        gradient += penalty * theta
+        norm = _norm(gradient)
+        if norm <= tolerance * reference:
+            status = FitStatus.CONVERGED
+            break
+        if below_noise and norm > 0.5 * previous_norm:
+            status = FitStatus.STALLED
+            break
+        if iteration == max_iterations:
+            break
+        previous_norm = norm
+        iteration += 1
+
+        # Far from the optimum a rough step will do (Nocedal & Wright 2006, section 7.1); a
+        # quadratic objective needs one step, so that one is made accurate.
+        rough = min(0.1, (norm / max(reference, norm)) ** 0.5)
+        accuracy = 0.0 if labels.loss == SQUARED else rough
+        target = max(accuracy * norm, 0.3 * tolerance * reference)
+        step = design.newton_step(d2, gradient, penalty, target)
+        if endless and abs(step[0]) > MAX_INTERCEPT_STEP:
+            step *= MAX_INTERCEPT_STEP / abs(step[0])
+
+        move = design.scores(step)
+        slope = _inner(gradient, step)
+        noise = 1e-13 * abs(value + 0.5 * _inner(theta, penalty * theta))
+        below_noise = -slope <= noise
+        cross, curvature = _inner(theta, penalty * step), _inner(step, penalty * step)
+        t, value = _search(
+            labels, z, move, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
+        )
+        if t == 0.0:
+            status = FitStatus.STALLED
+            break
+        theta = theta + t * step
+        z, new_z = new_z, z
+        d1, new_d1 = new_d1, d1
+        d2, new_d2 = new_d2, d2
+        gradient = design.transposed(d1)
+
+    if status != FitStatus.CONVERGED:
+        floor = design.rounding_floor(theta, labels.offset, d1, d2, penalty)
+        status = FitStatus.CONVERGED if norm <= floor else status
+    unpenalised = not (penalty[1:].any() or (intercept and penalty[0] > 0.0))
+    if endless or (
+        unpenalised
+        and classifies_all(labels.loss, n, z, labels.offset, labels.response, labels.weight)
+    ):
+        status = FitStatus.SEPARATED
+    if not (np.isfinite(theta).all() and np.isfinite(norm)):
+        status, theta = FitStatus.NOT_FINITE, np.zeros(design.size)
+    objective = value + 0.5 * _inner(theta, penalty * theta)
+    return Minimum(theta, status, iteration, design.passes, norm, objective)
+
+
+def _search(
+    labels: Labels,
+    z: F64,
+    move: F64,
+    value: float,
+    slope: float,
+    cross: float,
+    curvature: float,
+    noise: float,
+    new_z: F64,
+    new_d1: F64,
+    new_d2: F64,
+) -> tuple[float, float]:
+    """Do as `line_search.search`, with the rows in parallel."""
+    new_value, _, _ = labels.evaluate_along(z, move, 1.0, new_z, new_d1, new_d2)
+    if new_value - value + cross + 0.5 * curvature <= ARMIJO * slope + noise:
+        return 1.0, new_value
+    t = longest(float(np.abs(move).max(initial=0.0)))
+    low, high = 0.0, t
+    for _ in range(MAX_TRIALS):
+        new_value, first, second = labels.evaluate_along(z, move, t, new_z, new_d1, new_d2)
+        rise = new_value - value + t * cross + 0.5 * t * t * curvature
+        accepted, t, low, high = judge(
+            t, low, high, rise, first + cross + t * curvature, second + curvature, slope, noise
+        )
+        if accepted:
+            return t, new_value
+    return 0.0, value
+
+
+def _inner(a: F64, b: F64) -> float:
+    """Return the inner product; BLAS would wake threads that cost more than they save."""
+    return dot(a.size, a, b)
+
+
+def _norm(a: F64) -> float:
+    return math.sqrt(_inner(a, a))
+
+
+def conjugate_gradients(
+    product: Callable[[F64], F64],
+    precondition: Callable[[F64], F64],
+    gradient: F64,
+    target: float,
+    max_iterations: int,
+) -> tuple[F64, bool]:
+    """Solve ``H step = -gradient``; also return whether the residual's norm fell to `target`.
+
+    Parameters
+    ----------
+    product
+        Multiplies by H.
+    precondition
+        Multiplies by an approximate inverse of H.
+    """
+    step = np.zeros_like(gradient)
+    residual = -gradient
+    direction = precondition(residual)
+    fit = _inner(residual, direction)
+    for _ in range(max_iterations):
+        image = product(direction)
+        curvature = _inner(direction, image)
+        if curvature <= 0.0:
+            break
+        length = fit / curvature
+        step += length * direction
+        residual -= length * image
+        if _norm(residual) <= target:
+            return step, True
+        scaled = precondition(residual)
+        next_fit = _inner(residual, scaled)
+        direction = scaled + next_fit / fit * direction
+        fit = next_fit
+    return step, False
