@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,8 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder or 
 
 def main() -> None:
     """Run the program."""
+    # A scheduler's request to stop is met like a user's: clean up, say so, leave.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 

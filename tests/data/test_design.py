@@ -79,7 +79,13 @@ def tables(draw: Any) -> tuple[pa.Table, list[pa.RecordBatch], Rows]:
 
 
 def to_table(rows: Rows, kinds: dict[str, pa.DataType]) -> pa.Table:
-    return pa.table({n: pa.array([r[n] for r in rows], kind) for n, kind in kinds.items()})
+    return pa.table({n: to_array([r[n] for r in rows], kind) for n, kind in kinds.items()})
+
+
+def to_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if kind == pa.float16():  # Arrow before version 21 takes none but numpy's
+        values = [None if v is None else np.float16(v) for v in values]
+    return pa.array(values, kind)
 
 
 def to_batch(table: pa.Table) -> pa.RecordBatch:

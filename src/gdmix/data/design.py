@@ -220,7 +220,9 @@ def _floats(column: pa.Array) -> NDArray[np.float32]:
     """Return values as float32; null is 0, and so not stored."""
     if not pa.types.is_floating(column.type):
         column = column.cast(pa.float64(), safe=False)
-    values = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+    values = column.to_numpy(zero_copy_only=False)
+    if column.null_count:
+        values = np.where(column.is_valid().to_numpy(zero_copy_only=False), values, 0)
     with np.errstate(over="ignore"):
         return np.asarray(values, np.float32)
 

@@ -68,7 +68,9 @@ class RowSchema:
         mends: dict[str, str] = {}
         for role in ("uid", "response", "weight", "offset"):
             column, named = self.roles.column(role), getattr(self.roles, role) is not None
-            if self.needs_response if role == "response" else named:
+            # What rows weighed and were labelled in training is not needed to score others.
+            needed = self.needs_response and (named or role == "response")
+            if needed or (named and role in ("uid", "offset")):
                 required[column] = f"the {role}"
                 if not named:
                     mends[column] = f"; if it has another name: `columns: {{{role}: NAME}}`"

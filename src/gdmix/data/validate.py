@@ -151,7 +151,9 @@ def counted(rows: int) -> str:
 
 def as_floats(column: pa.ChunkedArray, fill: float) -> NDArray[np.float64]:
     """Return a numeric column as float64, nulls filled."""
-    return np.asarray(pc.fill_null(column.cast(pa.float64(), safe=False), fill).to_numpy())
+    filled = pc.fill_null(column.cast(pa.float64(), safe=False), fill)
+    # A copy: a kernel that is given Arrow's own, read-only memory would be compiled once more.
+    return np.array(filled.to_numpy())
 
 
 def _nulls(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -1,6 +1,8 @@
 """Generalized linear models on arrays: numpy and numba only, no files, frames or configs.
 
 Read in this order: `losses` and `objective` (the formula), `matrix` (what a design is),
-`primal_newton` and `dual_newton` (one small problem), `entities` (millions of them),
-`large` (one big problem, parallel over rows), `scoring`.
+`line_search`, `primal_newton` and `dual_newton` (one small problem), `dual_newton_simd` (four of
+them at a time), `entities` (millions of them), `newton` (the loop for one large problem) and its
+designs: `large` (a sparse matrix), `block_map` (a random effect), `joint` (several side by side);
+then `scoring`.
 """

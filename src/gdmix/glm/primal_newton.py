@@ -101,7 +101,8 @@ def solve_primal(
         add_margins(n, indptr, indices, values, intercept, theta, offset, z)
         value = evaluate_rows(loss, n, z, y, w, d1, d2)
     else:
-        z[:n] = offset[:n]
+        for i in range(n):
+            z[i] = offset[i]
 
     endless = intercept != 0.0 and penalty[0] == 0.0 and labels_of_one_class(loss, n, y, w)
     status = MAX_ITERATIONS
@@ -237,7 +238,8 @@ def _conjugate_gradient_step(
     d = step.size
     residual, direction, product = coefficients[2], coefficients[3][:d], coefficients[4][:d]
     scaled, inverse = coefficients[5], coefficients[6][:d]
-    inverse[:] = penalty
+    for j in range(d):  # not inverse[:] = penalty, which takes three seconds to compile
+        inverse[j] = penalty[j]
     add_hessian_diagonal(n, indptr, indices, values, intercept, d2, inverse)
     fit = 0.0
     for j in range(d):
