@@ -339,7 +339,6 @@ def report(problem: FixedProblem, results: Sequence[Result]) -> str:
     ours = next(r for r in results if r.program == Gdmix.name)
     rows = []
     for r in results:
-        a = r.accuracy
         watched = r.program.startswith("scipy")
         count = "iterations" if "iterations" in r.details else ""
         passes = r.details.get("passes")
@@ -347,14 +346,11 @@ def report(problem: FixedProblem, results: Sequence[Result]) -> str:
             (
                 r.program,
                 "stopped by us" if watched else harness.power(r.tolerance),
-                f"> {r.cpu:g}" if r.over_cap else harness.seconds(r.cpu_seconds),
+                harness.seconds(r),
                 f"{'> ' if r.over_cap else ''}{r.cpu / ours.cpu:.3g}",
                 f"{r.details[count]:.0f}" if count else "",
                 "" if passes is None else f"{passes:g}",
-                harness.power(a and a.max_difference),
-                harness.power(a and a.median_difference),
-                harness.power(a and a.suboptimality),
-                r.verdict,
+                *harness.accuracy_cells(r),
             )
         )
     header = (
@@ -364,10 +360,7 @@ def report(problem: FixedProblem, results: Sequence[Result]) -> str:
         "time / gdmix",
         "iterations",
         "passes",
-        "coefficient difference, max",
-        "median",
-        "suboptimality",
-        "optimum",
+        *harness.ACCURACY_HEADER,
     )
     _, value, norm = problem.reference
     return "\n\n".join(

@@ -69,6 +69,7 @@ Problem = TypeVar("Problem")
 TARGET = 1e-6
 # A program whose run takes this many CPU seconds is not repeated.
 SLOW_SECONDS = 20.0
+ACCURACY_HEADER = ("coefficient difference, max", "median", "suboptimality", "optimum")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Result:
     def verdict(self) -> str:
         """One phrase for the table."""
         if self.over_cap:
-            return f"**not reached** in {self.cpu:.0f} s"
+            return f"**not reached** in {self.cpu:g} s"
         if self.accuracy is None:
             return "fits nothing"
         if self.reached:
@@ -361,11 +362,8 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in text.split("\n\n")[0].splitlines()
-        if ":" in line
-    )
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
     flags = fields.get("flags", "").split()
     vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
     family = f"family {fields.get('cpu family')}, model {fields.get('model')}"
@@ -426,12 +424,12 @@ def machine_list(about: dict[str, str]) -> str:
     return "\n".join(f"- {what}: {value}" for what, value in about.items())
 
 
-def seconds(values: Sequence[float]) -> str:
-    """Return the median, and the range where there was more than one run."""
-    median = f"{statistics.median(values):.3g}"
-    if len(values) == 1:
-        return median
-    return f"{median} ({min(values):.3g}-{max(values):.3g})"
+def seconds(result: Result) -> str:
+    """Return the median CPU time, and the range where there was more than one run."""
+    median, values = f"{result.cpu:.3g}", result.cpu_seconds
+    if result.over_cap:
+        return f"> {median}"
+    return median if len(values) == 1 else f"{median} ({min(values):.3g}-{max(values):.3g})"
 
 
 def power(value: float | None) -> str:
@@ -439,6 +437,15 @@ def power(value: float | None) -> str:
     if value is None:
         return ""
     return "< 1e-15" if value < 1e-15 else f"{value:.0e}"
+
+
+def accuracy_cells(result: Result) -> tuple[str, str, str, str]:
+    """Return a row's cells under `ACCURACY_HEADER`."""
+    a = result.accuracy
+    if a is None:
+        return "", "", "", result.verdict
+    numbers = power(a.max_difference), power(a.median_difference), power(a.suboptimality)
+    return *numbers, result.verdict
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ class ScipyAsGdmix(Loop):
 
         def objective(theta: F64) -> tuple[float, F64]:
             loss, d1, _ = logistic(x @ theta + offset, y)
-            return (loss + 0.5 * l2 * (theta @ theta)) / n, (d1 @ x + l2 * theta) / n
+            return (loss + 0.5 * l2 * float(theta @ theta)) / n, (d1 @ x + l2 * theta) / n
 
         theta, _, report = fmin_l_bfgs_b(
             objective,
@@ -241,7 +241,7 @@ class TorchBatched(Program[EntityProblem]):
         fits = 8 * int(np.sum(rows * columns)) <= self.BYTES
         self.entities = np.arange(rows.size) if fits else problem.sample
         by_size = self.entities[np.lexsort((columns[self.entities], rows[self.entities]))]
-        self.batches = []
+        self.batches: list[tuple[NDArray[np.int64], list[Any]]] = []
         while by_size.size:
             largest = columns[by_size].max() * np.maximum.accumulate(rows[by_size])
             count = max(
@@ -250,8 +250,8 @@ class TorchBatched(Program[EntityProblem]):
             self.batches.append(self._pad(by_size[:count]))
             by_size = by_size[count:]
 
-    def _pad(self, entities: NDArray[np.int64]) -> tuple[Any, ...]:
-        """Pad rows with weight zero and columns with zeros."""
+    def _pad(self, entities: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Any]]:
+        """Pad with rows of weight zero and columns of zeros."""
         dense = [self.problem.dense(int(e)) for e in entities]
         n, d = max(x.shape[0] for x, _, _ in dense), max(x.shape[1] for x, _, _ in dense)
         x = np.zeros((len(dense), n, d))
@@ -260,12 +260,12 @@ class TorchBatched(Program[EntityProblem]):
             x[k, : own_x.shape[0], : own_x.shape[1]] = own_x
             y[k, : own_y.size], offset[k, : own_y.size] = own_y, own_offset
             weight[k, : own_y.size] = 1.0
-        return entities, *(self.torch.from_numpy(a) for a in (x, y, offset, weight))
+        return entities, [self.torch.from_numpy(a) for a in (x, y, offset, weight)]
 
     def fit(self, tolerance: float | None) -> None:
-        self.thetas = [self._newton(*batch[1:], tolerance or 0.0) for batch in self.batches]
+        self.thetas = [self._newton(tolerance or 0.0, *batch) for _, batch in self.batches]
 
-    def _newton(self, x: Any, y: Any, offset: Any, weight: Any, tolerance: float) -> Any:
+    def _newton(self, tolerance: float, x: Any, y: Any, offset: Any, weight: Any) -> Any:
         torch, l2 = self.torch, self.problem.l2
         theta = torch.zeros(x.shape[0], x.shape[2], dtype=torch.float64)
         penalty = l2 * torch.eye(x.shape[2], dtype=torch.float64)
@@ -301,8 +301,8 @@ class TorchBatched(Program[EntityProblem]):
         return theta
 
     def solution(self) -> Solution:
-        found = {}
-        for (entities, *_), thetas in zip(self.batches, self.thetas, strict=True):
+        found: dict[int, F64] = {}
+        for (entities, _), thetas in zip(self.batches, self.thetas, strict=True):
             found |= {int(e): theta.numpy() for e, theta in zip(entities, thetas, strict=True)}
         sizes = np.diff(self.problem.block.coefficient_ptr)
         parts = [found[int(e)][: sizes[e]] for e in self.problem.sample]
@@ -344,19 +344,15 @@ def report(problem: EntityProblem, results: Sequence[Result]) -> str:
     per_entity = ours.cpu / ours.size
     rows = []
     for r in results:
-        a = r.accuracy
         rows.append(
             (
                 r.program,
                 harness.power(r.tolerance),
                 f"{r.size:,}" if r.size else "",
-                harness.seconds(r.cpu_seconds),
+                harness.seconds(r),
                 f"{r.size / r.cpu:,.0f}" if r.size else "",
                 f"{r.cpu / r.size / per_entity:.3g}" if r.size else "",
-                harness.power(a and a.max_difference),
-                harness.power(a and a.median_difference),
-                harness.power(a and a.suboptimality),
-                r.verdict,
+                *harness.accuracy_cells(r),
             )
         )
     header = (
@@ -366,10 +362,7 @@ def report(problem: EntityProblem, results: Sequence[Result]) -> str:
         "CPU s",
         "entities / CPU s",
         "time / gdmix",
-        "coefficient difference, max",
-        "median",
-        "suboptimality",
-        "optimum",
+        *harness.ACCURACY_HEADER,
     )
     _, value, norm = problem.reference
     return "\n\n".join(

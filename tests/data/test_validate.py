@@ -180,7 +180,7 @@ CASES = {
     ),
     "entity beyond int64": Case(
         lambda t: t.set_column(4, "user", pa.array([1, 2**63, *range(6)], pa.uint64())),
-        "column 'user': 1 row with an id beyond int64 (first: uid 101)",
+        "column 'user': 1 row with an id beyond int64: cast them to text (first: uid 101)",
         (1,),
     ),
     "NaN feature": Case(

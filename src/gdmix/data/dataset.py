@@ -254,7 +254,7 @@ def key_array(column: pa.ChunkedArray, name: str, source: str) -> pa.Array:
 
 def _not_a_key(keys: pa.Array) -> str:
     integers = pa.types.is_integer(keys.type)
-    return "an id beyond int64" if integers else "an id that is not UTF-8 text"
+    return "an id beyond int64: cast them to text" if integers else "an id that is not UTF-8 text"
 
 
 def _not_utf8(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ A file or folder that exists under its own name is complete, whatever killed the
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -91,11 +92,41 @@ def check_replaceable(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
             raise OutputError(f"{path}: can't be written: permission denied in {path.parent}")
 
 
+class FolderInUse(OutputError):
+    """Another process writes there now."""
+
+
 @contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same lock out; it ends with this process.
+
+    Raises
+    ------
+    FolderInUse
+        If one of them holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse(f"{folder}: another run is writing there now") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replaced_folder(path: Path, staging: Path | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place on success.
 
-    On failure it is removed and what was at `path` stays as it was.
+    On failure what was at `path` stays as it was, and the new folder is removed.
+
+    Parameters
+    ----------
+    staging
+        The folder to use, which may hold something already; it is then left as it is on
+        failure.
 
     Raises
     ------
@@ -105,13 +136,14 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     with _output_errors(path):
         target = path.resolve()  # of a link, replace what it points to
         _make_parent(target)
-        staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-        staging.mkdir()
+        own = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        folder = staging or own
+        folder.mkdir(exist_ok=staging is not None)
         try:
-            yield staging
-            _take_place(staging, target)
+            yield folder
+            _take_place(folder, target)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _take_place(staging: Path, target: Path) -> None:

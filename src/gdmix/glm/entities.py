@@ -160,10 +160,14 @@ def fit_entities(
         iterations[e] = fit.iterations
         gradient_norm[e] = fit.gradient_norm
 
+    suited = np.zeros(block.n_entities, bool)
+    if l2 >= MIN_SIMD_L2 and (intercept_l2 >= MIN_SIMD_L2 or not intercept):
+        sizes = np.diff(block.coefficient_ptr)
+        suited = (rows <= np.minimum(MAX_ROWS, 2 * sizes)) & (sizes <= MAX_COEFFICIENTS)
+
     def solve(entities: I64) -> None:
         # Plain numbers: a kernel called with an integer l2 would be compiled anew.
-        _solve_range(
-            entities,
+        arguments = (
             int(loss),
             block.row_ptr,
             block.coefficient_ptr,
@@ -183,6 +187,10 @@ def fit_entities(
             iterations,
             gradient_norm,
         )
+        # Two kernels rather than one that calls both: LLVM compiles a callee within each caller.
+        if suited[entities].any():
+            solve_by_fours(entities[suited[entities]], *arguments)
+        _solve_range(entities, *arguments)
 
     map_threads(solve, _tasks(rows, threads), threads)
     _discard_overflow(block, coefficients, gradient_norm, status)
@@ -264,21 +272,10 @@ def _solve_range(
     iterations: NDArray[np.int32],
     gradient_norm: F64,
 ) -> None:
-    """Solve the listed entities: those that suit it by fours, the others one after another."""
-    if l2 >= MIN_SIMD_L2 and (intercept_l2 >= MIN_SIMD_L2 or intercept == 0.0):
-        suited = np.empty(entities.size, np.int64)
-        n_suited = 0
-        for e in entities:
-            n = row_ptr[e + 1] - row_ptr[e]
-            d = coefficient_ptr[e + 1] - coefficient_ptr[e]
-            if status[e] == UNSOLVED and n <= MAX_ROWS and n <= 2 * d and d <= MAX_COEFFICIENTS:
-                suited[n_suited] = e
-                n_suited += 1
-        solve_by_fours(
-            suited[:n_suited], loss, row_ptr, coefficient_ptr, indptr, indices, values, response,
-            weight, offset, intercept, intercept_l2, l2, tolerance, max_iterations, coefficients,
-            status, iterations, gradient_norm,
-        )  # fmt: skip
+    """Solve those of the listed entities that are `UNSOLVED`, one after another.
+
+    The scratch is sized for the largest.
+    """
     most_rows, most_coefficients, side, dual_width = 1, 1, 1, 1
     for k in range(entities.size):
         e = entities[k]

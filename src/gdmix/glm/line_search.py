@@ -78,7 +78,8 @@ def search(
         )
         if accepted:
             return t, new_value
-    return 0.0, value
+    new_value, _, _ = evaluate_along(loss, n, z, move, low, y, w, new_z, new_d1, new_d2)
+    return low, new_value
 
 
 @kernel
@@ -156,7 +157,11 @@ def judge(
         low = t
     else:
         high = t
-    width = high - low
-    most = 0.9 if falling else 0.5
-    t = min(max(t - derivative / max(bend, 1e-300), low + 0.1 * width), low + most * width)
+    middle = 0.5 * (low + high)
+    t -= derivative / max(bend, 1e-300)
+    # Newton's point, unless it leaves the bracket or approaches the minimum from above too slowly.
+    if falling:
+        t = max(t, low + 0.1 * (high - low)) if t < high else middle
+    else:
+        t = min(t, middle) if t > low else middle
     return False, t, low, high

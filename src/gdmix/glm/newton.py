@@ -241,7 +241,8 @@ def _search(
         )
         if accepted:
             return t, new_value
-    return 0.0, value
+    new_value, _, _ = labels.evaluate_along(z, move, low, new_z, new_d1, new_d2)
+    return low, new_value
 
 
 def _inner(a: F64, b: F64) -> float:

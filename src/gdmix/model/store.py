@@ -12,6 +12,7 @@ The manifest is written last: a folder that has one is whole. `docs/formats.md` 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ def write_model(model: TrainedModel, folder: Path) -> None:
         table = pa.table({"name": index.names, "term": index.terms})
         write_table(table, folder / "feature_index" / f"{bag}.parquet")
     for name, coordinate in model.coordinates.items():
-        table = _coefficients_to_arrow(coordinate.coefficients)
-        write_table(table, folder / name / "models" / _PART)
+        write_coordinate(coordinate, folder / name / "models")
     write_json(_manifest(model), folder / MANIFEST)
 
 
@@ -80,7 +80,7 @@ def read_model(folder: Path) -> TrainedModel:
         bags = {name: FeatureBag.model_validate(bag) for name, bag in manifest["bags"].items()}
         indices = {name: _read_index(folder / "feature_index" / f"{name}.parquet") for name in bags}
         coordinates = {
-            name: _read_coordinate(folder / name / "models", entry)
+            name: read_coordinate(folder / name / "models", entry)
             for name, entry in manifest["coordinates"].items()
         }
         columns = ColumnRoles.model_validate(manifest["columns"])
@@ -113,16 +113,29 @@ def _manifest(model: TrainedModel) -> dict[str, Any]:
         "task": model.task,
         "columns": model.columns.model_dump(mode="json"),
         "bags": {name: bag.model_dump(mode="json") for name, bag in model.bags.items()},
-        "coordinates": {
-            name: {
-                "type": "fixed_effect" if c.entity is None else "random_effect",
-                "features": list(c.features),
-                "intercept": c.intercept,
-                "entity": c.entity,
-            }
-            for name, c in model.coordinates.items()
-        },
+        "coordinates": {name: describe_coordinate(c) for name, c in model.coordinates.items()},
     }
+
+
+def describe_coordinate(model: CoordinateModel) -> dict[str, Any]:
+    """Return what a manifest says of a coordinate."""
+    return {
+        "type": "fixed_effect" if model.entity is None else "random_effect",
+        "features": list(model.features),
+        "intercept": model.intercept,
+        "entity": model.entity,
+    }
+
+
+def write_coordinate(model: CoordinateModel, folder: Path) -> None:
+    """Write a coordinate's coefficients.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write there.
+    """
+    write_table(_coefficients_to_arrow(model.coefficients), folder / _PART)
 
 
 def _coefficients_to_arrow(coefficients: FixedCoefficients | RandomCoefficients) -> pa.Table:
@@ -160,7 +173,19 @@ def _read_index(file: Path) -> FeatureIndex:
     return FeatureIndex(table["name"], table["term"])
 
 
-def _read_coordinate(folder: Path, entry: dict[str, Any]) -> CoordinateModel:
+def read_coordinate(folder: Path, entry: Mapping[str, Any]) -> CoordinateModel:
+    """Read what `write_coordinate` wrote.
+
+    Parameters
+    ----------
+    entry
+        What `describe_coordinate` said of it.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged.
+    """
     coefficients: FixedCoefficients | RandomCoefficients
     if entry["type"] == "fixed_effect":
         table = _read_parts(folder, ["column", "value"])
