@@ -80,10 +80,6 @@ class Checkpoint:
         now = time.monotonic()
         self._resting_until = now + (now - started) / _SHARE
 
-    def remove(self) -> None:
-        """Remove the state: the run is done."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def _write(
         self, models: Mapping[str, CoordinateModel], step: int
     ) -> dict[str, tuple[str, CoordinateModel]]:

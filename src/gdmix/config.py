@@ -33,7 +33,16 @@ ValidateMode = Literal["strict", "drop", "off"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 JOINT = "joint"  # what the history calls the step that fits all coordinates at once
-_RESERVED_NAMES = {JOINT, "feature_index", "manifest.json", "run.yaml", "history.json", "run.log"}
+_RESERVED_NAMES = {
+    JOINT,
+    "checkpoint",
+    "inputs.json",
+    "feature_index",
+    "manifest.json",
+    "run.yaml",
+    "history.json",
+    "run.log",
+}
 
 
 class _Strict(BaseModel):

@@ -37,7 +37,7 @@ from gdmix.estimator import train
 from gdmix.model.store import is_model_folder, write_model
 
 HISTORY = "history.json"
-_INPUTS = "inputs.json"  # of an unfinished run only
+_CHECKPOINT, _INPUTS = "checkpoint", "inputs.json"  # of an unfinished run only
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def run(
     """
     check_replaceable(config.output, overwrite, is_model_folder)
     unfinished = unfinished_run(config.output)
-    checkpoint = Checkpoint(unfinished / "checkpoint")
+    checkpoint = Checkpoint(unfinished / _CHECKPOINT)
     try:
         with replaced_folder(config.output, unfinished) as folder, locked_folder(folder):
             _check_unfinished(config, unfinished, checkpoint, overwrite, resume)
@@ -104,8 +104,9 @@ def run(
                 config.to_yaml(folder / "run.yaml")
                 write_json(_files_of(config), folder / _INPUTS)
                 history = _train_into(folder, config, checkpoint, on_start, on_step)
-                checkpoint.remove()
-                (folder / _INPUTS).unlink()
+        # Only now: killed a moment earlier, the run would have to start anew.
+        shutil.rmtree(config.output / _CHECKPOINT, ignore_errors=True)
+        (config.output / _INPUTS).unlink(missing_ok=True)
     except FolderInUse:
         raise
     except BaseException as error:

@@ -129,7 +129,7 @@ def test_a_nearly_constant_column_costs_few_iterations(loss: int) -> None:
         result = fit(p, loss, l2=l2)
         assert result.status == FitStatus.CONVERGED
         assert result.iterations < 15
-        assert result.passes < 800
+        assert result.passes < 100
     expected = solve(p, loss, penalties(22, 1.0, 0.0))
     np.testing.assert_allclose(result.coefficients, expected, atol=2e-5)
 
@@ -239,7 +239,7 @@ def test_power_law_ids(l2: float) -> None:
     result = fit_large(design, y, w, offset, loss=LOGISTIC, penalty=penalty, threads=2)
     assert result.status == FitStatus.CONVERGED
     assert result.iterations < 20
-    assert result.passes < 1000
+    assert result.passes < 300
     row = np.repeat(np.arange(n), np.diff(design.indptr))
     z = result.coefficients[0] + np.bincount(row, result.coefficients[1:][design.indices], n)
     d1 = 1 / (1 + np.exp(-z)) - y
