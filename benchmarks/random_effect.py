@@ -33,6 +33,7 @@ import harness  # before numpy: it pins the threads
 # isort: split
 import argparse
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,9 @@ class Loop(Program[EntityProblem]):
         self.thetas = [theta for theta, _ in fits]
         self.converged = all(converged for _, converged in fits)
 
+    @abstractmethod
     def fit_one(self, x: F64, y: F64, offset: F64, tolerance: float | None) -> tuple[F64, bool]:
         """Return one entity's coefficients, and whether the program says that it converged."""
-        raise NotImplementedError
 
     def solution(self) -> Solution:
         return Solution(np.concatenate(self.thetas), len(self.entities), self.converged)

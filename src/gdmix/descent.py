@@ -208,8 +208,8 @@ def descend(
             if position >= done:
                 step(number, name, partial(_fit_one, coordinates, scores, result.current, name))
         if schedule.tolerance is not None and number > 1:
-            ends = (result.history[p].objective for p in (first - 1, first - 1 + len(coordinates)))
-            before, now = ends
+            before = result.history[first - 1].objective
+            now = result.history[first - 1 + len(coordinates)].objective
             result.converged = abs(before - now) <= schedule.tolerance * abs(now)
             if result.converged:
                 break
