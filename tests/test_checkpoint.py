@@ -161,11 +161,21 @@ def test_two_runs_into_one_folder(project: Path, stop_after: Any) -> None:
     assert len(read_history(Path("runs/one")).steps) == 12
 
 
-def kill_and_resume(tries: int, seed: int) -> None:
+# As if no array would fit into memory.
+NO_MEMORY = """
+from gdmix import memory
+from gdmix.data import entity_blocks
+from gdmix.cli import main
+memory._SMALLEST_MAPPED, memory._HELD_SHARE, entity_blocks._PART_SHARE = 1, 0.0, 1e-12
+main()
+"""
+
+
+def kill_and_resume(tries: int, seed: int, program: tuple[str, str] = ("-m", "gdmix")) -> None:
     """Kill -9 a run at random moments, resume it each time; it ends as the undisturbed one."""
     settings = {"passes": "60"}
     run(configured(output="runs/whole", **settings))
-    command = [sys.executable, "-m", "gdmix", "train", "run.yaml", "--quiet", "--resume"]
+    command = [sys.executable, *program, "train", "run.yaml", "--quiet", "--resume"]
     command += ["--set", "passes=60"]
     moments = random.Random(seed)
     killed = 0
@@ -194,6 +204,16 @@ def kill_and_resume(tries: int, seed: int) -> None:
 
 def test_kill_and_resume(project: Path) -> None:
     kill_and_resume(tries=3, seed=0)
+
+
+def test_kill_and_resume_beyond_memory(project: Path) -> None:
+    kill_and_resume(tries=3, seed=5, program=("-c", NO_MEMORY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [6, 7, 8, 9])
+def test_kill_and_resume_beyond_memory_many_times(project: Path, seed: int) -> None:
+    kill_and_resume(tries=5, seed=seed, program=("-c", NO_MEMORY))
 
 
 @pytest.mark.slow

@@ -45,6 +45,21 @@ _RESERVED_NAMES = {
 }
 
 
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(b|[kmgt]b|[kmgt]ib)?", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    unit: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for unit, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024))
+}
+_LEAST_LIMIT = 10**9  # the program itself, and a few batches of rows
+
+
+def _refuse_limit(value: Any) -> Any:
+    raise PydanticCustomError(
+        "memory", f"{value!r} is no limit; give a number of bytes, or such as 4GB; at least 1GB"
+    )
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -254,6 +269,23 @@ class ModelConfig(_Strict):
     metrics: tuple[str, ...] = Field((), description="default: by task")
     validate_mode: ValidateMode = Field("strict", alias="validate")
     threads: int | None = Field(None, ge=1, description="default: all cores of this process")
+    memory_limit: int | None = Field(
+        None,
+        description="bytes, or such as 4GB: what is beyond lies in scratch files; "
+        "default: six tenths of what there is",
+    )
+    scratch: Path | None = Field(
+        None, description="folder for scratch files; default: beside the output"
+    )
+
+    @field_validator("memory_limit", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        match = _BYTES.fullmatch(str(value))
+        if value is None or match is None:
+            return value if value is None else _refuse_limit(value)
+        size = int(float(match[1]) * _UNITS[(match[2] or "b").lower()])
+        return size if size >= _LEAST_LIMIT else _refuse_limit(value)
 
     @field_validator("coordinates", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from gdmix import memory
 from gdmix.config import (
     CoordinateSpec,
     FeatureBag,
@@ -21,7 +22,7 @@ from gdmix.config import (
 )
 from gdmix.data.dataset import Dataset, load_rows
 from gdmix.data.read import Source, open_rows
-from gdmix.data.write import check_replaceable, replaced_folder
+from gdmix.data.write import check_replaceable, replaced_folder, temporary_folder
 from gdmix.descent import Descent, Schedule, Step, descend
 from gdmix.engines.local import LocalEngine
 from gdmix.errors import ConfigError, DataError, ModelError, did_you_mean
@@ -66,6 +67,11 @@ class MixedModel:
         What bad rows do: ``strict`` raises, ``drop`` leaves them out, ``off`` doesn't look.
     threads
         Default: all cores of this process.
+    memory_limit
+        Bytes, or such as ``4GB``: rows and models beyond it lie in scratch files while `fit`
+        works. Default: six tenths of what the machine, or the container, has.
+    scratch
+        Folder for these files; default: the system's folder for temporary files.
 
     Attributes
     ----------
@@ -108,6 +114,8 @@ class MixedModel:
         metrics: Sequence[str] = (),
         validate: ValidateMode = "strict",
         threads: int | None = None,
+        memory_limit: int | str | None = None,
+        scratch: str | Path | None = None,
     ) -> None:
         self.coordinates = coordinates
         self.features = features
@@ -120,6 +128,8 @@ class MixedModel:
         self.metrics = metrics
         self.validate = validate
         self.threads = threads
+        self.memory_limit = memory_limit
+        self.scratch = scratch
         self._config()
 
     def _config(self) -> ModelConfig:
@@ -135,6 +145,8 @@ class MixedModel:
             metrics=self.metrics,
             validate=self.validate,
             threads=self.threads,
+            memory_limit=self.memory_limit,
+            scratch=self.scratch,
         )
 
     def fit(
@@ -164,7 +176,11 @@ class MixedModel:
             raise ConfigError("select='best' needs validation rows")
         if y is not None:
             X = _with_response(X, np.asarray(y), config)
-        result, workspace = train(config, X, validation)
+        with (
+            temporary_folder(config.scratch) as folder,
+            memory.limited(config.memory_limit, folder),
+        ):
+            result, workspace = train(config, X, validation)
         self.model_ = workspace.trained_model(result.models)
         self.history_ = result.history
         self.converged_ = result.converged

@@ -12,6 +12,7 @@ stopped leaves its state there (`checkpoint`), and `resume` goes on with it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gdmix import memory
 from gdmix.checkpoint import Checkpoint
 from gdmix.config import JOINT, RunConfig
 from gdmix.data.read import expand_paths
@@ -37,6 +39,7 @@ from gdmix.estimator import train
 from gdmix.model.store import is_model_folder, write_model
 
 HISTORY = "history.json"
+_WITHOUT_EFFECT = ("output", "threads", "memory_limit", "scratch")  # on the model
 _CHECKPOINT, _INPUTS = "checkpoint", "inputs.json"  # of an unfinished run only
 
 
@@ -97,25 +100,42 @@ def run(
     check_replaceable(config.output, overwrite, is_model_folder)
     unfinished = unfinished_run(config.output)
     checkpoint = Checkpoint(unfinished / _CHECKPOINT)
+    scratch = _scratch_folder(config, unfinished)
     try:
         with replaced_folder(config.output, unfinished) as folder, locked_folder(folder):
-            _check_unfinished(config, unfinished, checkpoint, overwrite, resume)
-            with _log_to(folder / "run.log"):
+            _check_unfinished(config, unfinished, checkpoint, scratch, overwrite, resume)
+            with _log_to(folder / "run.log"), memory.limited(config.memory_limit, scratch):
                 config.to_yaml(folder / "run.yaml")
                 write_json(_files_of(config), folder / _INPUTS)
                 history = _train_into(folder, config, checkpoint, on_start, on_step)
+            shutil.rmtree(scratch, ignore_errors=True)
         # Only now: killed a moment earlier, the run would have to start anew.
         shutil.rmtree(config.output / _CHECKPOINT, ignore_errors=True)
         (config.output / _INPUTS).unlink(missing_ok=True)
     except FolderInUse:
         raise
     except BaseException as error:
-        if not checkpoint.exists():
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not stopped:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if not _has_state(checkpoint, scratch):
             shutil.rmtree(unfinished, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
+            shutil.rmtree(scratch, ignore_errors=True)
+        elif stopped:
             raise KeyboardInterrupt(f"{unfinished} keeps the state: --resume goes on") from None
         raise
     return history
+
+
+def _scratch_folder(config: RunConfig, unfinished: Path) -> Path:
+    if config.scratch is None:
+        return unfinished / "scratch"
+    digest = hashlib.sha256(str(unfinished).encode()).hexdigest()[:12]
+    return config.scratch / f"gdmix-{config.output.name}-{digest}"
+
+
+def _has_state(checkpoint: Checkpoint, scratch: Path) -> bool:
+    return checkpoint.exists() or memory.has_kept(scratch)
 
 
 def unfinished_run(output: Path) -> Path:
@@ -158,15 +178,20 @@ def _train_into(
 
 
 def _check_unfinished(
-    config: RunConfig, unfinished: Path, checkpoint: Checkpoint, overwrite: bool, resume: bool
+    config: RunConfig,
+    unfinished: Path,
+    checkpoint: Checkpoint,
+    scratch: Path,
+    overwrite: bool,
+    resume: bool,
 ) -> None:
     """Decide what becomes of what an earlier run left; afterwards it is as this run needs it."""
-    if resume and checkpoint.exists():
+    if resume and _has_state(checkpoint, scratch):
         before = RunConfig.from_yaml(unfinished / "run.yaml")
         settings = [
             name
             for name in RunConfig.model_fields
-            if name not in ("output", "threads") and getattr(before, name) != getattr(config, name)
+            if name not in _WITHOUT_EFFECT and getattr(before, name) != getattr(config, name)
         ]
         if settings:
             raise ConfigError(
@@ -186,6 +211,7 @@ def _check_unfinished(
     else:
         for path in unfinished.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _files_of(config: RunConfig) -> dict[str, list[int]]:

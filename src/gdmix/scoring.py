@@ -9,7 +9,7 @@ from typing import get_args
 
 from gdmix.config import DEFAULT_METRICS, Task, ValidateMode, parse_metric
 from gdmix.data.dataset import load_rows
-from gdmix.data.score_files import read_scores, score_table, write_scores
+from gdmix.data.score_files import read_scores, score_tables, write_scores
 from gdmix.errors import ConfigError, did_you_mean
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import inverse_link
@@ -45,12 +45,15 @@ def score_to_file(
         If the model, the rows or the output can't be used.
     """
     model = read_model(model_folder)
-    rows = load_rows(list(data), model.row_schema(), model.indices, model.task, validate)
-    parts = model.components(rows, available_threads())
+    threads = available_threads()
+    rows = load_rows(
+        list(data), model.row_schema(), model.indices, model.task, validate, threads=threads
+    )
+    parts = model.components(rows, threads)
     total = sum(parts.values(), rows.offset)
     columns = {f"score:{name}": score for name, score in parts.items()} if components else {}
     columns["prediction"] = inverse_link(model.loss, total)
-    path = write_scores(score_table(rows, model.task, total, columns), output)
+    path = write_scores(score_tables(rows, model.task, total, columns), output)
     return Scored(path, rows.n_rows)
 
 

@@ -6,9 +6,12 @@ import time
 
 import numpy as np
 
+from gdmix import memory
 from gdmix.config import FixedEffect, RandomEffect, Task
+from gdmix.data.write import temporary_folder
 from gdmix.estimator import MixedModel
 
+_NO_MEMORY = 1000  # bytes: so few that rows are parted
 _TASKS: tuple[Task, ...] = ("logistic_regression", "linear_regression", "poisson_regression")
 
 
@@ -18,7 +21,9 @@ def compile_kernels() -> float:
     n = 64
     response = (np.arange(n) * 7 % 5 < 2).astype(float)
     rows = {
+        "uid": np.arange(n)[::-1],
         "entity": np.arange(n) % 4,
+        "name": [f"n{i % 40}" for i in range(n)],
         "x": np.linspace(-1.0, 1.0, n),
         "tags": [["a", "b"] if i % 3 else ["a"] for i in range(n)],
         "response": response,
@@ -28,12 +33,19 @@ def compile_kernels() -> float:
     for task in _TASKS:
         metrics = ["auc:entity", "ndcg@2:entity"] if task == "logistic_regression" else []
         model = MixedModel(
-            [FixedEffect("global", features="all"), RandomEffect("own", entity="entity")],
-            features={"all": ["x", "tags"]},
+            [
+                FixedEffect("global", features=["all", "names"]),
+                RandomEffect("own", entity="entity", features="all"),
+                RandomEffect("named", entity="name"),
+            ],
+            features={"all": ["x", "tags"], "names": ["name"]},
             task=task,
             metrics=metrics,
             solver="joint",
+            passes=2,
         )
         model.fit(rows, validation=rows).predict(rows)
         model.fit(hard)
+    with temporary_folder(None) as folder, memory.limited(_NO_MEMORY, folder):
+        model.set_params(solver="descent").fit(rows)
     return time.process_time() - started

@@ -13,9 +13,8 @@ import pytest
 
 from gdmix.config import ColumnRoles, FeatureBag
 from gdmix.data import dataset as module
-from gdmix.data.dataset import Dataset, as_keys, key_array, key_codes, load_rows, load_training
+from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.schema import RowSchema
-from gdmix.errors import DataError
 
 N = 50
 BAGS = {"a": FeatureBag(columns=("x", "s")), "b": FeatureBag(columns=("l",))}
@@ -64,11 +63,11 @@ def test_roles_and_keys() -> None:
     np.testing.assert_array_equal(dataset.response, rows["y"].to_numpy())
     np.testing.assert_array_equal(dataset.weight, rows["weight"].to_numpy().astype(float))
     np.testing.assert_array_equal(dataset.offset, rows["offset"].to_numpy())
-    assert {name: key.type for name, key in dataset.keys.items()} == {
+    assert {name: keys.values.type for name, keys in dataset.keys.items()} == {
         "user": pa.large_string(),
         "day": pa.int64(),
     }
-    assert dataset.keys["user"].to_pylist() == rows["user"].to_pylist()
+    assert dataset.keys["user"].slice(slice(None)).to_pylist() == rows["user"].to_pylist()
 
 
 def test_defaults() -> None:
@@ -119,7 +118,7 @@ def test_categories_that_differ_between_chunks() -> None:
     dataset, indices = train(rows, schema)
     assert indices["s"].terms.to_pylist() == ["a", "b", "c"]
     assert dataset.design(["s"]).indices.tolist() == [0, 1, 1, 2]
-    assert dataset.keys["s"].to_pylist() == ["a", "b", "b", "c"]
+    assert dataset.keys["s"].slice(slice(None)).to_pylist() == ["a", "b", "b", "c"]
 
 
 def test_frozen_index_and_unknown_features(caplog: pytest.LogCaptureFixture) -> None:
@@ -139,22 +138,13 @@ def test_design_puts_bags_side_by_side() -> None:
     assert (dataset.design([]).n_rows, dataset.design([]).n_columns) == (N, 0)
 
 
-def test_take() -> None:
-    dataset, _ = train(make_rows())
-    rows = np.array([7, 0, 7, 49])
-    taken = dataset.take(rows)
-    assert taken.uid.tolist() == dataset.uid[rows].tolist()
-    assert taken.keys["user"].to_pylist() == [dataset.keys["user"][int(i)].as_py() for i in rows]
-    np.testing.assert_array_equal(dense(taken), dense(dataset)[rows])
-
-
 def test_no_rows_to_score() -> None:
     _, indices = train(make_rows())
     schema = RowSchema(ColumnRoles(), BAGS, ("user",), needs_response=False)
     dataset = load(make_rows().slice(0, 0), indices, schema)
     assert dataset.n_rows == 0
     assert dense(dataset).shape == (0, 7)
-    assert key_codes(dataset.keys["user"]).tolist() == []
+    assert dataset.keys["user"].codes.tolist() == []
 
 
 def test_rows_without_any_column_that_is_needed(tmp_path: Path) -> None:
@@ -162,50 +152,3 @@ def test_rows_without_any_column_that_is_needed(tmp_path: Path) -> None:
         pq.write_table(pa.table({"other": [1, 2, 3]}), tmp_path / f"{part}.parquet")
     schema = RowSchema(ColumnRoles(), {}, needs_response=False)
     assert load(tmp_path, {}, schema).n_rows == 6
-
-
-class TestKeys:
-    @pytest.mark.parametrize(
-        ("values", "kind", "expected"),
-        [
-            ([3, None, 1], pa.int16(), pa.int64()),
-            ([3, None, 1], pa.uint64(), pa.int64()),
-            (["b", None, "é"], pa.string(), pa.large_string()),
-            ([b"b", None, "é".encode()], pa.binary(), pa.large_string()),
-            ([b"b", None, "é".encode()], pa.large_binary(), pa.large_string()),
-            ([3, None, 1], pa.dictionary(pa.int8(), pa.int32()), pa.int64()),
-            (["b", None, "é"], pa.dictionary(pa.int8(), pa.string()), pa.large_string()),
-            ([None, None, None], pa.null(), pa.large_string()),
-        ],
-    )
-    def test_types(self, values: list[Any], kind: pa.DataType, expected: pa.DataType) -> None:
-        for column in (
-            pa.chunked_array([pa.array(values, kind)]),
-            pa.chunked_array([pa.array(values[:1], kind), pa.array(values[1:], kind)]),
-        ):
-            keys, bad = as_keys(column)
-            assert keys.type == expected
-            text = [v.decode() if isinstance(v, bytes) else v for v in values]
-            assert keys.to_pylist() == text
-            assert bad.tolist() == []
-        assert as_keys(pa.chunked_array([], kind))[0].to_pylist() == []
-
-    def test_bad_values_are_null(self) -> None:
-        keys, bad = as_keys(pa.chunked_array([[b"a", b"\xff"], [None, b"\xff", b"b"]]))
-        assert keys.to_pylist() == ["a", None, None, None, "b"]
-        assert bad.tolist() == [1, 3]
-        keys, bad = as_keys(pa.chunked_array([pa.array([2**63, None, 1], pa.uint64())]))
-        assert keys.to_pylist() == [None, None, 1]
-        assert bad.tolist() == [0]
-
-    def test_key_array_refuses_them(self) -> None:
-        with pytest.raises(DataError) as caught:
-            key_array(pa.chunked_array([[b"\xff"]]), "user", "rows")
-        said = "rows: column 'user': 1 row with an id that is not UTF-8 text"
-        assert caught.value.findings == (said,)
-        assert key_array(pa.chunked_array([[5]]), "user", "rows").to_pylist() == [5]
-
-    def test_codes(self) -> None:
-        codes = key_codes(pa.array(["b", None, "a", "b"], pa.large_string()))
-        assert codes.tolist() == [0, -1, 1, 0]
-        assert codes.dtype == np.int64

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdmix.config import FeatureBag
-from gdmix.data.design import EncodedBag, encode_bag
+from gdmix.data.design import EncodedBag, RowProblem, encode_bag
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
+from gdmix.glm.matrix import CsrStack
 
 STRUCT = pa.struct({"name": pa.string(), "term": pa.string(), "value": pa.float32()})
 DICTIONARY = pa.dictionary(pa.int8(), pa.string())
@@ -144,7 +145,21 @@ def encode(columns: dict[str, Any], index: FeatureIndex | None = None, **bag: An
     table = pa.table(columns)
     spec = FeatureBag(columns=tuple(columns), **bag)
     index = build(table, spec) if index is None else index
-    return encode_bag(table.to_batches() or [to_batch(table)], spec, index)
+    return encode_all(table.to_batches() or [to_batch(table)], spec, index)
+
+
+def encode_all(batches: list[pa.RecordBatch], bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
+    """Encode batches one by one, and put together what comes of them."""
+    parts = [encode_bag(batch, bag, index) for batch in batches]
+    stack, problems, first = CsrStack(len(index)), {}, 0
+    for part in parts:
+        stack.append(part.matrix)
+        for p in part.problems:
+            rows, example = problems.get((p.column, p.what), (p.rows[:0], p.example))
+            problems[p.column, p.what] = (np.concatenate([rows, p.rows + first]), example)
+        first += part.matrix.n_rows
+    found = [RowProblem(*key, *value) for key, value in problems.items()]
+    return EncodedBag(stack.finish(), found, sum(p.unknown for p in parts))
 
 
 @settings(derandomize=True, deadline=None, max_examples=120)
@@ -174,7 +189,7 @@ def test_encoding_is_that_of_the_oracle(drawn: tuple[pa.Table, list[pa.RecordBat
         if max(stored.values(), default=0) > 1:
             twice.append(i)
 
-    encoded = encode_bag(batches, bag, index)
+    encoded = encode_all(batches, bag, index)
     assert rows_of(encoded) == expected
     assert encoded.matrix.nnz == sum(map(len, expected))
     assert encoded.matrix.n_columns == len(index)
@@ -326,8 +341,8 @@ def test_many_batches_are_one(monkeypatch: Any) -> None:
     )
     bag = FeatureBag(columns=("x", "l"))
     index = build(table, bag)
-    one = encode_bag(table.to_batches(), bag, index)
-    many = encode_bag(table.to_batches(max_chunksize=7), bag, index)
+    one = encode_all(table.to_batches(), bag, index)
+    many = encode_all(table.to_batches(max_chunksize=7), bag, index)
     for name in ("indptr", "indices", "values"):
         np.testing.assert_array_equal(getattr(one.matrix, name), getattr(many.matrix, name))
     assert [p.what for p in one.problems] == [p.what for p in many.problems]

@@ -22,12 +22,18 @@ def csr(rows: list[dict[int, float]], n_columns: int) -> CsrMatrix:
 
 
 def group(
-    rows: list[dict[int, float]], entity: Any, n_entities: int, n_columns: int, threads: int = 1
+    rows: list[dict[int, float]],
+    entity: Any,
+    n_entities: int,
+    n_columns: int,
+    threads: int = 1,
+    max_part_rows: int | None = None,
 ) -> GroupedRows:
     n = len(rows)
     response, weight = np.arange(n, dtype=float), 1.0 + np.arange(n, dtype=float)
-    codes = np.asarray(entity, np.int64)
-    return group_rows(csr(rows, n_columns), codes, n_entities, response, weight, threads)
+    codes = np.asarray(entity, np.int32)
+    design = csr(rows, n_columns)
+    return group_rows(design, codes, n_entities, response, weight, threads, max_part_rows)
 
 
 def assert_naive(
@@ -37,6 +43,10 @@ def assert_naive(
     block = grouped.block
     assert (block.n_entities, block.n_rows) == (n_entities, sum(e >= 0 for e in entity))
     position = 0
+    numbers = np.arange(len(rows), dtype=float)
+    came_from = grouped.rows.gather(numbers)
+    there_and_back = grouped.rows.scatter(came_from)
+    np.testing.assert_array_equal(there_and_back, np.where(np.array(entity) >= 0, numbers, 0.0))
     for e in range(n_entities):
         own_rows = [i for i, owner in enumerate(entity) if owner == e]
         columns = sorted({j for i in own_rows for j in rows[i]})
@@ -44,7 +54,7 @@ def assert_naive(
         assert grouped.columns[first:last].tolist() == [0, *(1 + j for j in columns)]
         assert block.row_ptr[e + 1] - block.row_ptr[e] == len(own_rows)
         for k, i in enumerate(own_rows, int(block.row_ptr[e])):
-            assert grouped.order[k] == i
+            assert came_from[k] == i
             assert (block.response[k], block.weight[k]) == (i, 1 + i)
             span = slice(block.indptr[k], block.indptr[k + 1])
             local = [columns.index(j) for j in rows[i]]
@@ -72,12 +82,12 @@ def problems(draw: Any) -> tuple[list[dict[int, float]], list[int], int, int]:
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(problems(), st.integers(1, 3))
+@given(problems(), st.integers(1, 3), st.integers(1, 12))
 def test_grouping_is_that_of_the_definition(
-    problem: tuple[list[dict[int, float]], list[int], int, int], threads: int
+    problem: tuple[list[dict[int, float]], list[int], int, int], threads: int, max_part_rows: int
 ) -> None:
     rows, entity, n_entities, n_columns = problem
-    grouped = group(rows, entity, n_entities, n_columns, threads)
+    grouped = group(rows, entity, n_entities, n_columns, threads, max_part_rows)
     assert_naive(grouped, rows, entity, n_entities)
 
 
@@ -107,7 +117,7 @@ def test_threads_do_not_show() -> None:
     for threads in (2, 3, 8):
         many = group(rows, entity, 9, 500, threads)
         np.testing.assert_array_equal(one.columns, many.columns)
-        np.testing.assert_array_equal(one.order, many.order)
+        np.testing.assert_array_equal(one.rows.order, many.rows.order)
         for name in ("row_ptr", "coefficient_ptr", "indptr", "indices", "values", "response"):
             np.testing.assert_array_equal(getattr(one.block, name), getattr(many.block, name))
 
@@ -126,7 +136,7 @@ def test_types() -> None:
     grouped = group([{1: 2.0}, {}], [0, -1], 2, 3)
     block = grouped.block
     assert {
-        a.dtype for a in (block.row_ptr, block.coefficient_ptr, block.indptr, grouped.order)
+        a.dtype for a in (block.row_ptr, block.coefficient_ptr, block.indptr, grouped.rows.order)
     } == {np.dtype(np.int64)}
     assert (block.indices.dtype, grouped.columns.dtype) == (np.uint32, np.uint32)
     assert block.values.dtype == np.float32
@@ -140,7 +150,7 @@ def test_entities_without_rows_keep_an_intercept() -> None:
 
 def test_rows_without_entity_are_left_out() -> None:
     grouped = group([{0: 1.0}, {1: 1.0}, {0: 3.0}], [-1, -1, -1], 2, 2)
-    assert grouped.order.size == 0
+    assert grouped.rows.order.size == 0
     assert grouped.columns.tolist() == [0, 0]
 
 

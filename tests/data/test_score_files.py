@@ -8,14 +8,25 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from gdmix.config import Task
 from gdmix.data.dataset import Dataset
-from gdmix.data.score_files import ScoredRows, read_scores, score_table, write_scores
+from gdmix.data.keys import Keys
+from gdmix.data.score_files import ScoredRows, read_scores, score_tables
+from gdmix.data.score_files import write_scores as write_pieces
 from gdmix.errors import DataError, OutputError
 
 N = 4
 TOTAL = np.array([0.5, -1.0, 2.0, 1e-9])
+
+
+def codes(*numbers: int) -> NDArray[np.int32]:
+    return np.array(numbers, np.int32)
+
+
+def write_scores(table: pa.Table, path: Path) -> Path:
+    return write_pieces(iter([table.slice(0, 1), table.slice(1)]), path)
 
 
 def make_table(
@@ -29,11 +40,11 @@ def make_table(
         np.array([0.0, 0.1, 0.2, 0.3]),
         {},
         {
-            "user": pa.array(["u1", None, "u0", "u1"], pa.large_string()),
-            "day": pa.array([3, 3, 4, None], pa.int64()),
+            "user": Keys(pa.array(["u0", "u1"], pa.large_string()), codes(1, -1, 0, 1)),
+            "day": Keys(pa.array([3, 4], pa.int64()), codes(0, 0, 1, -1)),
         },
     )
-    return score_table(rows, task, TOTAL, {"score": TOTAL / 2})
+    return pa.concat_tables(score_tables(rows, task, TOTAL, {"score": TOTAL / 2}))
 
 
 def read(path: Path, groups: tuple[str, ...] = (), column: str = "total_score") -> ScoredRows:

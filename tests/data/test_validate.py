@@ -259,11 +259,11 @@ class TestStrict:
         table = replace(table, "l", {6: ["p", "p"]})
         table = replace(table, "w_indices", {7: []})
         assert [line.partition(" (")[0] for line in findings(table)] == [
-            "rows: column 'user': 1 row with no value",
             "rows: column 'uid': 1 row with the uid of an earlier row",
+            "rows: column 'response': 1 row with a label that is neither 0 nor 1",
             "rows: column 'weight': 1 row with NaN or infinity",
             "rows: column 'weight': 1 row with a negative weight",
-            "rows: column 'response': 1 row with a label that is neither 0 nor 1",
+            "rows: column 'user': 1 row with no value",
             f"rows: column 'x': 1 row with {FINITE}",
             "rows: column 'l': 1 row with a feature that stands twice",
             "rows: column 'w_indices': 1 row with a length other than that of 'w_values'",
@@ -396,20 +396,37 @@ def findings_of_file(path: Path, mode: ValidateMode) -> tuple[str, ...]:
 
 class TestFindings:
     def test_no_rows_no_finding(self) -> None:
-        found = Findings("rows", 3)
+        found = Findings("rows")
         found.add("x", "a fault", np.empty(0, np.int64))
-        assert (found.lines, found.columns) == ([], set())
-        assert found.settle("strict").tolist() == [True] * 3
+        assert (found.lines(), found.columns) == ([], set())
+        assert found.settle("strict", 3) is None
 
     def test_a_row_with_two_findings_is_dropped_once(self) -> None:
-        found = Findings("rows", 3, pa.chunked_array([[7, None, 9]]))
+        found = Findings("rows", pa.array([7, None, 9]))
         found.add("x", "a fault", np.array([0, 1]), "value 1")
         found.add("y", "a fault", np.array([1]))
-        assert found.settle("drop").tolist() == [False, False, True]
-        assert found.lines == [
+        keep = found.settle("drop", 3)
+        assert keep is not None
+        assert keep.tolist() == [False, False, True]
+        assert found.lines() == [
             "rows: column 'x': 2 rows with a fault (first: uid 7, value 1)",
             "rows: column 'y': 1 row with a fault (first: row 1)",
         ]
+
+    def test_findings_of_batches_add_up(self) -> None:
+        found = Findings("rows")
+        for first, bad in ((0, []), (10, [3]), (20, [0, 1])):
+            batch = Findings("rows", None, first)
+            batch.add("x", "a fault", np.array(bad, np.int64))
+            found.merge(batch)
+        assert found.rows_with("x", "a fault").tolist() == [13, 20, 21]
+        assert found.lines() == ["rows: column 'x': 3 rows with a fault (first: row 13)"]
+
+    def test_lines_come_in_the_order_of_columns(self) -> None:
+        found = Findings("rows")
+        for column in "cab":
+            found.add(column, "a fault", np.array([0]))
+        assert [line[14] for line in found.lines("abc")] == ["a", "b", "c"]
 
 
 def test_dropping_trains_the_model_of_the_clean_rows(train_rows: pa.Table) -> None:

@@ -75,7 +75,7 @@ class TestAtomicFile:
         def fail(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(pq, "write_table", fail)
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
         with pytest.raises(OutputError, match="can't be written: No space left on device$"):
             write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
         assert tree(tmp_path) == {}

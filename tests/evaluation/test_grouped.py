@@ -21,7 +21,7 @@ KINDS = ("auc", "precision@2", "ndcg@2", "mrr")
 def value(kind, score, response, code, weight=None):
     score, response = np.asarray(score, float), np.asarray(response, float)
     weight = np.ones(score.size) if weight is None else np.asarray(weight, float)
-    name, groups = f"{kind}:user", {"user": np.asarray(code, np.int64)}
+    name, groups = f"{kind}:user", {"user": np.asarray(code, np.int32)}
     return evaluate([name], score, response, weight, task="logistic_regression", groups=groups)[
         name
     ]
@@ -145,7 +145,7 @@ ROW = st.tuples(st.integers(0, 2), st.integers(0, 1), st.sampled_from([0.0, 0.25
 @given(
     groups=st.lists(st.lists(ROW, max_size=5), max_size=5),
     homeless=st.lists(ROW, max_size=2),
-    stride=st.sampled_from([1, 70_000, 2**33]),
+    stride=st.sampled_from([1, 70_000, 2**28]),
     seed=st.integers(0, 9),
 )
 @pytest.mark.parametrize("kind", [*KINDS, "precision@1", "precision@4", "ndcg@1", "ndcg@9"])
@@ -168,7 +168,7 @@ def test_matches_the_mean_over_all_orders(kind, groups, homeless, stride, seed):
 )
 def test_rows_are_ranked_by_group_then_falling_score(rows):
     score, _, code = np.array(rows, float).reshape(-1, 3).T
-    code = code.astype(np.int64)
+    code = code.astype(np.int32)
     ranking = rank_rows(score, code)
     assert sorted(ranking.order.tolist()) == list(range(len(rows)))
     keys = [(int(code[i]), -float(score[i])) for i in ranking.order]

@@ -29,12 +29,12 @@ def parts() -> list[SparseMap | BlockMap]:
     rows, columns = np.nonzero(x)
     indptr = np.searchsorted(rows, np.arange(N + 1))
     design = CsrMatrix(indptr, columns.astype(np.uint32), x[rows, columns], 4)
-    entity = rng.integers(-1, 7, N)
+    entity = rng.integers(-1, 7, N, np.int32)
     grouped = group_rows(design, entity, 7, np.zeros(N), np.ones(N))
     return [
         SparseMap(design, True, 2),
-        BlockMap(grouped.block, grouped.order, N, True, 2),
-        BlockMap(grouped.block, grouped.order, N, False, 1),
+        BlockMap(grouped.block, grouped.rows, True, 2),
+        BlockMap(grouped.block, grouped.rows, False, 1),
     ]
 
 

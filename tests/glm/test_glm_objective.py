@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gdmix.glm import cholesky
 from gdmix.glm.losses import evaluate_rows
-from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.matrix import CsrMatrix, CsrStack
 from gdmix.glm.objective import (
     add_hessian,
     add_hessian_diagonal,
@@ -227,8 +227,10 @@ def test_take_and_stack(n: int) -> None:
     a, b, c = random_dense(rng, n, 4), random_dense(rng, n, 0), random_dense(rng, n, 3)
     check(CsrMatrix.hstack([csr(a, rng), csr(b), csr(c, rng)]), np.hstack([a, b, c]))
     check(CsrMatrix.hstack([csr(a)]), a)
-    check(CsrMatrix.vstack([csr(a, rng), csr(a[:0]), csr(a[::-1])]), np.vstack([a, a[::-1]]))
-    check(CsrMatrix.vstack([csr(a)]), a)
+    stack = CsrStack(a.shape[1])
+    for part in (a, a[:0], a[::-1]):
+        stack.append(csr(part, rng))
+    check(stack.finish(), np.vstack([a, a[::-1]]))
     check(CsrMatrix.empty(n), np.zeros((n, 0)))
     rows = rng.integers(0, n, 11) if n else np.empty(0, np.int64)
     check(csr(a, rng).take(rows), a[rows])

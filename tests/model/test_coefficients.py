@@ -7,9 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gdmix.data.keys import Keys, key_column
 from gdmix.errors import DataError
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients, entity_numbers
+
+
+def keys_of(column: pa.Array) -> Keys:
+    return key_column(pa.chunked_array([column]), "e", "rows")
+
 
 SLOW_TO_DRAW = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -88,7 +94,7 @@ def test_random_scores_are_those_of_plain_python(
         for entity, row in zip(key.to_pylist(), dense, strict=True)
         for own in [by_entity.get(entity, {})]
     ]
-    numbers = entity_numbers(key, model.entities, "e")
+    numbers = entity_numbers(keys_of(key), model.entities, "e")
     scores = model.score(csr(dense), numbers, threads)
     np.testing.assert_allclose(scores, expected, atol=1e-12)
 
@@ -104,14 +110,14 @@ def small() -> RandomCoefficients:
 
 def test_unseen_entities_and_unseen_features_add_zero() -> None:
     design = csr(np.array([[4.0, 1.0], [4.0, 1.0], [4.0, 1.0], [4.0, 1.0]]))
-    numbers = entity_numbers(pa.array([3, 5, 4, None], pa.int64()), small().entities, "e")
+    numbers = entity_numbers(keys_of(pa.array([3, 5, 4, None], pa.int64())), small().entities, "e")
     np.testing.assert_array_equal(numbers, [0, 1, -1, -1])
     np.testing.assert_array_equal(small().score(design, numbers), [2.5, -1.0, 0.0, 0.0])
 
 
 def test_entities_of_another_type_are_one_clear_error() -> None:
     with pytest.raises(DataError) as caught:
-        entity_numbers(pa.array(["3"], pa.large_string()), small().entities, "user_id")
+        entity_numbers(keys_of(pa.array(["3"], pa.large_string())), small().entities, "user_id")
     assert str(caught.value) == (
         "entity column 'user_id' is large_string in these rows, "
         "but int64 in those the model was trained on; cast it"

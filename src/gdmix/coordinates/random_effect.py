@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.config import RandomEffect
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.data.dataset import Dataset
@@ -45,22 +44,19 @@ class RandomEffectCoordinate:
         threads: int,
     ) -> None:
         self._spec, self._loss, self._threads = spec, loss, threads
-        self._n_rows = train.n_rows
-        key = train.keys[spec.entity]
-        distinct = pc.unique(key).drop_null()
-        self._entities: pa.Array = distinct.take(pc.sort_indices(distinct))
+        keys = train.keys[spec.entity]
+        self._entities = keys.values
         self._rows = group_rows(
             train.design(spec.features),
-            entity_numbers(key, self._entities, spec.entity),
-            len(self._entities),
+            keys.codes,
+            len(keys.values),
             train.response,
             train.weight,
             threads,
         )
         self._validation = None
         if validation is not None:
-            key = validation.keys[spec.entity]
-            numbers = entity_numbers(key, self._entities, spec.entity)
+            numbers = entity_numbers(validation.keys[spec.entity], self._entities, spec.entity)
             self._validation = (validation.design(spec.features), numbers)
         self._intercept_l2 = spec.l2 if spec.regularize_intercept else 0.0
 
@@ -71,7 +67,7 @@ class RandomEffectCoordinate:
         spec, rows = self._spec, self._rows
         fit = fit_entities(
             rows.block,
-            offset[rows.order],
+            rows.rows.gather(offset),
             loss=self._loss,
             l2=spec.l2,
             intercept_l2=self._intercept_l2,
@@ -91,8 +87,8 @@ class RandomEffectCoordinate:
         """Score training rows by their local columns, validation rows by name."""
         coefficients = model.coefficients
         assert isinstance(coefficients, RandomCoefficients)
-        train = np.zeros(self._n_rows)
-        train[self._rows.order] = score_block(self._rows.block, coefficients.values, self._threads)
+        rows = self._rows
+        train = rows.rows.scatter(score_block(rows.block, coefficients.values, self._threads))
         validation = None
         if self._validation is not None:
             validation = coefficients.score(*self._validation, self._threads)
@@ -100,13 +96,12 @@ class RandomEffectCoordinate:
 
     def linear_map(self) -> BlockMap:
         """Return the design of the training rows."""
-        block, order = self._rows.block, self._rows.order
-        return BlockMap(block, order, self._n_rows, self._spec.intercept, self._threads)
+        return BlockMap(self._rows.block, self._rows.rows, self._spec.intercept, self._threads)
 
     def penalty_vector(self) -> F64:
         """Return the L2 weight of each coefficient, ragged."""
         pointers = self._rows.block.coefficient_ptr
-        penalty = np.full(int(pointers[-1]), self._spec.l2)
+        penalty = memory.full(int(pointers[-1]), self._spec.l2)
         penalty[pointers[:-1]] = self._intercept_l2
         return penalty
 

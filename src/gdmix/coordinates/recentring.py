@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
+from gdmix.glm.columns import column_totals, shift_columns
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 from gdmix.model.mixed_model import CoordinateModel
 
@@ -119,8 +121,9 @@ def _move(
     width = int(coefficients.columns.max(initial=0)) + 1
     own_seen = own < width
     own, theirs = own[own_seen], theirs[own_seen]
-    totals = np.bincount(coefficients.columns, coefficients.values, minlength=width)[own]
-    counts = np.bincount(coefficients.columns, minlength=width)[own]
+    totals, counts = np.zeros(width), np.zeros(width, np.int64)
+    column_totals(coefficients.columns, coefficients.values, totals, counts)
+    totals, counts = totals[own], counts[own]
     weight = random_penalty.of_columns(width)[own]
     fixed_weight = fixed_penalty.of_columns(target.values.size)[theirs]
     curvature = fixed_weight + weight * counts
@@ -132,7 +135,8 @@ def _move(
     by_column[own] = shift
     values = target.values.copy()
     values[theirs] += shift
-    moved = coefficients.values - by_column[coefficients.columns]
+    moved = memory.copy(coefficients.values)
+    shift_columns(coefficients.columns, by_column, moved)
     return (
         replace(random, coefficients=replace(coefficients, values=moved)),
         replace(fixed, coefficients=replace(target, values=values)),

@@ -1,29 +1,42 @@
-"""One source of rows, read, checked and turned into arrays."""
+"""One source of rows, read, checked and turned into arrays, batch by batch."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.config import Task, ValidateMode
-from gdmix.data.design import encode_bag
+from gdmix.data.design import EncodedBag, encode_bag
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
-from gdmix.data.read import Source, open_rows
-from gdmix.data.schema import KEY_HINT, RowSchema, is_key
-from gdmix.data.validate import Findings, as_floats, check_roles, counted
+from gdmix.data.keys import Keys, KeysBuilder, as_int64, as_keys, key_type, not_a_key
+from gdmix.data.read import RowSource, Source, open_rows
+from gdmix.data.schema import RowSchema
+from gdmix.data.validate import (
+    Findings,
+    as_floats,
+    check_classes,
+    check_roles,
+    check_unique,
+    counted,
+)
 from gdmix.errors import DataError
-from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.matrix import CsrMatrix, CsrStack
+from gdmix.glm.threads import map_ordered
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 
 log = logging.getLogger("gdmix")
 
 _ROWS_PER_BATCH = 1_000_000
-_NONE = np.empty(0, np.int64)
+_KEPT_SHARE = 0.1  # of the memory limit: batches that need not be read again
+_DEFAULTS = {"response": np.nan, "weight": 1.0, "offset": 0.0}
 
 
 @dataclass(frozen=True)
@@ -43,16 +56,16 @@ class Dataset:
     bags
         One design matrix of n rows per feature bag.
     keys
-        Entity and grouping columns: Arrow arrays of int64 or large_string.
+        Entity and grouping columns.
     """
 
     label: str
-    uid: NDArray[np.int64]
-    response: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    offset: NDArray[np.float64]
+    uid: I64
+    response: F64
+    weight: F64
+    offset: F64
     bags: Mapping[str, CsrMatrix]
-    keys: Mapping[str, pa.Array]
+    keys: Mapping[str, Keys]
 
     @property
     def n_rows(self) -> int:
@@ -65,21 +78,14 @@ class Dataset:
             return CsrMatrix.empty(self.n_rows)
         return CsrMatrix.hstack([self.bags[b] for b in bags])
 
-    def take(self, rows: NDArray[np.int64]) -> Dataset:
-        """Return the given rows."""
-        return Dataset(
-            self.label,
-            self.uid[rows],
-            self.response[rows],
-            self.weight[rows],
-            self.offset[rows],
-            {name: matrix.take(rows) for name, matrix in self.bags.items()},
-            {name: key.take(pa.array(rows)) for name, key in self.keys.items()},
-        )
-
 
 def load_training(
-    source: Source, schema: RowSchema, task: Task, mode: ValidateMode, label: str = "training data"
+    source: Source,
+    schema: RowSchema,
+    task: Task,
+    mode: ValidateMode,
+    label: str = "training data",
+    threads: int = 1,
 ) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
     """Read training rows and build the feature index of every bag from them.
 
@@ -88,10 +94,10 @@ def load_training(
     DataError
         With every finding of `gdmix.data.validate`.
     """
-    name, table = _read(source, schema, label)
-    dataset, indices = _encode(name, table, schema, None, task, mode)
+    rows = _Rows(open_rows(source, label), schema)
+    dataset, indices = _Reader(rows, schema, task, mode, threads).read(None)
     for bag, index in indices.items():
-        log.info("%s: bag '%s' has %s features", name, bag, f"{len(index):,}")
+        log.info("%s: bag '%s' has %s features", rows.label, bag, f"{len(index):,}")
     return dataset, indices
 
 
@@ -102,6 +108,7 @@ def load_rows(
     task: Task,
     mode: ValidateMode,
     label: str = "data",
+    threads: int = 1,
 ) -> Dataset:
     """Read rows under frozen feature indices; features unknown to them are left out, counted.
 
@@ -110,169 +117,196 @@ def load_rows(
     DataError
         With every finding of `gdmix.data.validate`.
     """
-    name, table = _read(source, schema, label)
-    return _encode(name, table, schema, indices, task, mode)[0]
+    rows = _Rows(open_rows(source, label), schema)
+    return _Reader(rows, schema, task, mode, threads).read(indices)[0]
 
 
-def _read(source: Source, schema: RowSchema, label: str) -> tuple[str, pa.Table]:
-    rows = open_rows(source, label)
-    table = rows.read(schema.select(rows.schema, rows.label))
-    if table.num_rows == 0 and schema.needs_response:
-        raise DataError(f"{rows.label}: has no rows")
-    log.info("%s: %s", rows.label, counted(table.num_rows))
-    return rows.label, table
+class _Rows:
+    """The rows of a source, batch by batch, as often as they are needed.
+
+    Attributes
+    ----------
+    label
+        What messages call them.
+    schema
+        Of the columns that are read.
+    left_out
+        (n,) whether a row of the source is kept; None: all are.
+    """
+
+    def __init__(self, source: RowSource, schema: RowSchema) -> None:
+        self.label = source.label
+        self._source, self._columns = source, schema.select(source.schema, source.label)
+        self.schema = pa.schema([source.schema.field(c) for c in self._columns])
+        self.kept: NDArray[np.bool_] | None = None
+        self._all: list[pa.RecordBatch] | None = None
+
+    def batches(self, again: bool) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield batches, at least one, each with the number of its first row.
+
+        Parameters
+        ----------
+        again
+            Whether they will be asked for once more: they are then held, if they are few.
+        """
+        first = position = 0
+        held: list[pa.RecordBatch] | None = [] if again else None
+        size, limit = 0, memory.limit_bytes()
+        for batch in self._all or self._read():
+            size += batch.nbytes
+            if held is not None and (limit is None or size <= _KEPT_SHARE * limit):
+                held.append(batch)
+            else:
+                held = None
+            if self.kept is not None:
+                mask = self.kept[position : position + batch.num_rows]
+                position += batch.num_rows
+                batch = batch.filter(pa.array(mask))
+            yield first, batch
+            first += batch.num_rows
+        self._all = self._all or held
+
+    def _read(self) -> Iterator[pa.RecordBatch]:
+        empty = True
+        for table in self._source.stream(self._columns):
+            chunks = table.column(0).num_chunks if table.num_columns else 1
+            if table.num_rows < chunks * _ROWS_PER_BATCH // 10:
+                table = table.combine_chunks()
+            for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
+                empty = empty and not batch.num_rows
+                yield batch
+        if empty:
+            yield pa.RecordBatch.from_pylist([], schema=self.schema)
 
 
-def _encode(
-    name: str,
-    table: pa.Table,
-    schema: RowSchema,
-    frozen: Mapping[str, FeatureIndex] | None,
-    task: Task,
-    mode: ValidateMode,
-) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
-    """Check and encode rows; without frozen indices they are training rows that make them."""
-    batches = _batches(table)
-    indices = _build_indices(batches, schema) if frozen is None else frozen
-    bags = {bag: encode_bag(batches, spec, indices[bag]) for bag, spec in schema.bags.items()}
-    uid_column = schema.role_column("uid", table.schema.names)
-    uid, not_int64 = (
-        as_int64(table[uid_column]) if uid_column else (np.arange(table.num_rows), _NONE)
-    )
-    keys = {column: as_keys(table[column]) for column in schema.keys}
-    if mode != "off":
-        findings = Findings(name, table.num_rows, table[uid_column] if uid_column else None)
-        check_roles(table, schema, task, frozen is None, findings)
-        findings.add(uid_column or "", "an id beyond int64", not_int64)
-        for column, (key, not_key) in keys.items():
-            findings.add(column, _not_a_key(key), not_key)
-        for encoded in bags.values():
-            for problem in encoded.problems:
+@dataclass(frozen=True)
+class _Part:
+    """A batch as arrays, and what was found in it."""
+
+    uid: I64
+    roles: Mapping[str, F64]
+    keys: Mapping[str, pa.Array]
+    bags: Mapping[str, EncodedBag]
+    findings: Findings
+
+
+class _Reader:
+    """Turns rows into a dataset."""
+
+    def __init__(
+        self, rows: _Rows, schema: RowSchema, task: Task, mode: ValidateMode, threads: int
+    ) -> None:
+        self._rows, self._schema, self._task, self._mode = rows, schema, task, mode
+        self._threads = threads
+        names = rows.schema.names
+        self._uid = schema.role_column("uid", names)
+        self._roles = {r: c for r in _DEFAULTS if (c := schema.role_column(r, names))}
+
+    def read(
+        self, frozen: Mapping[str, FeatureIndex] | None
+    ) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
+        """Check and encode; without frozen indices they are training rows that make them."""
+        indices = self._index() if frozen is None else frozen
+        findings = Findings(self._rows.label)
+        dataset = self._encode(indices, findings)
+        n = dataset.n_rows
+        if n == 0 and self._schema.needs_response:
+            raise DataError(f"{dataset.label}: has no rows")
+        if self._mode != "off":
+            if self._uid:
+                check_unique(self._uid, dataset.uid, findings)
+            labels = {self._roles.get("response", ""), self._roles.get("weight", "")}
+            if frozen is None and not findings.columns & labels:
+                label = dataset.response, dataset.weight, self._task
+                check_classes(self._roles["response"], *label, findings)
+            keep = findings.settle(self._mode, n, self._rows.schema.names)
+            if keep is not None:
+                _report_dropped(findings.lines(self._rows.schema.names), keep, dataset.label)
+                # Start again: the model is that of the rows that are left, features included.
+                self._rows.kept = keep
+                return self.read(frozen)
+        log.info("%s: %s", dataset.label, counted(n))
+        return dataset, indices
+
+    def _index(self) -> dict[str, FeatureIndex]:
+        types = {f.name: f.type for f in self._rows.schema}
+        builders = {b: FeatureIndexBuilder(spec, types) for b, spec in self._schema.bags.items()}
+        if any(builder.needs_rows for builder in builders.values()):
+            for _, batch in self._rows.batches(again=True):
+                for builder in builders.values():
+                    builder.update(batch)
+        return {bag: builder.freeze() for bag, builder in builders.items()}
+
+    def _encode(self, indices: Mapping[str, FeatureIndex], findings: Findings) -> Dataset:
+        schema, name = self._schema, self._rows.label
+        n = 0
+        uid = memory.Stack(np.int64)
+        roles = {role: memory.Stack(np.float64) for role in self._roles}
+        keys = {c: KeysBuilder(key_type(self._rows.schema.field(c).type)) for c in schema.keys}
+        bags = {bag: CsrStack(len(indices[bag])) for bag in schema.bags}
+        unknown = dict.fromkeys(bags, 0)
+
+        def encode(numbered: tuple[int, pa.RecordBatch]) -> _Part:
+            return self._encode_batch(*numbered, indices)
+
+        batches = self._rows.batches(again=self._mode == "drop")
+        for part in map_ordered(encode, batches, self._threads):
+            n += part.uid.size
+            uid.append(part.uid)
+            for role, values in part.roles.items():
+                roles[role].append(values)
+            for column, own in part.keys.items():
+                keys[column].append(own)
+            for bag, encoded in part.bags.items():
+                bags[bag].append(encoded.matrix)
+                unknown[bag] += encoded.unknown
+            findings.merge(part.findings)
+        for bag, count in unknown.items():
+            if count:
+                text = "ignored %s values of features that are not in the feature index"
+                log.warning(f"%s: bag '%s': {text}", name, bag, f"{count:,}")
+        columns = {
+            role: roles[role].finish() if role in roles else memory.full(n, default)
+            for role, default in _DEFAULTS.items()
+        }
+        return Dataset(
+            name,
+            uid.finish(),
+            **columns,
+            bags={bag: stack.finish() for bag, stack in bags.items()},
+            keys={column: builder.finish() for column, builder in keys.items()},
+        )
+
+    def _encode_batch(
+        self, first: int, batch: pa.RecordBatch, indices: Mapping[str, FeatureIndex]
+    ) -> _Part:
+        column = batch.column(self._uid) if self._uid else None
+        findings = Findings(self._rows.label, column, first)
+        if column is None:
+            uid = np.arange(first, first + batch.num_rows)
+        else:
+            uid, rows = as_int64(column)
+            findings.add(self._uid or "", "an id beyond int64", rows)
+        roles = {
+            role: as_floats(batch.column(c), _DEFAULTS[role]) for role, c in self._roles.items()
+        }
+        keys, bags = {}, {}
+        for name in self._schema.keys:
+            keys[name], rows = as_keys(batch.column(name))
+            findings.add(name, not_a_key(keys[name]), rows)
+        for bag, spec in self._schema.bags.items():
+            bags[bag] = encode_bag(batch, spec, indices[bag])
+            for problem in bags[bag].problems:
                 findings.add(problem.column, problem.what, problem.rows, problem.example)
-        keep = findings.settle(mode)
-        if not keep.all():
-            _report_dropped(findings)
-            # Start again: the model is that of the rows that are left, features included.
-            return _encode(name, table.filter(pa.array(keep)), schema, frozen, task, mode)
-    for bag, encoded in bags.items():
-        if encoded.unknown:
-            text = "%s: bag '%s': ignored %s values of features that are not in the feature index"
-            log.warning(text, name, bag, f"{encoded.unknown:,}")
-    dataset = Dataset(
-        name,
-        uid,
-        _role(table, schema, "response", np.nan),
-        _role(table, schema, "weight", 1.0),
-        _role(table, schema, "offset", 0.0),
-        {bag: encoded.matrix for bag, encoded in bags.items()},
-        {column: key for column, (key, _) in keys.items()},
-    )
-    return dataset, indices
+        if self._mode != "off":
+            check_roles(batch, self._schema, self._task, findings)
+        return _Part(uid, roles, keys, bags, findings)
 
 
-def _report_dropped(findings: Findings) -> None:
-    for line in findings.lines:
+def _report_dropped(lines: Sequence[str], keep: NDArray[np.bool_], source: str) -> None:
+    for line in lines:
         log.warning(line)
-    dropped = int(findings.rows.sum())
-    log.warning("%s: dropped %s of %s", findings.source, f"{dropped:,}", counted(findings.n_rows))
-    if dropped == findings.n_rows:
-        raise DataError(f"{findings.source}: no row is left after dropping those with findings")
-
-
-def _build_indices(batches: list[pa.RecordBatch], schema: RowSchema) -> dict[str, FeatureIndex]:
-    types = {f.name: f.type for f in batches[0].schema}
-    builders = {bag: FeatureIndexBuilder(spec, types) for bag, spec in schema.bags.items()}
-    for batch in batches:
-        for builder in builders.values():
-            builder.update(batch)
-    return {bag: builder.freeze() for bag, builder in builders.items()}
-
-
-def _batches(table: pa.Table) -> list[pa.RecordBatch]:
-    """Cut into batches: large enough to amortise a call, small enough for scratch memory."""
-    if not table.num_columns or not table.num_rows:
-        return [pa.RecordBatch.from_pylist([], schema=table.schema)]
-    if table.num_rows / table.column(0).num_chunks < _ROWS_PER_BATCH / 10:
-        table = table.combine_chunks()
-    batches: list[pa.RecordBatch] = table.to_batches(max_chunksize=_ROWS_PER_BATCH)
-    return batches
-
-
-def _role(table: pa.Table, schema: RowSchema, role: str, default: float) -> NDArray[np.float64]:
-    column = schema.role_column(role, table.schema.names)
-    if column is None:
-        return np.full(table.num_rows, default)
-    return as_floats(table[column], fill=default)
-
-
-def as_int64(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return an integer column, nulls as 0, and the positions of values beyond int64."""
-    wrapped = pc.fill_null(column.cast(pa.int64(), safe=False), 0).to_numpy()
-    if not pa.types.is_uint64(column.type):
-        return wrapped, _NONE
-    return wrapped, np.flatnonzero(wrapped < 0)
-
-
-def as_keys(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Return an entity or grouping column as one array of int64 or large_string.
-
-    Returns
-    -------
-    tuple
-        The array, and the positions of values that are neither: there it is null.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    target = pa.int64() if pa.types.is_integer(column.type) else pa.large_string()
-    rows = _NONE
-    try:
-        keys = column.cast(target)
-    except pa.ArrowException:
-        rows = as_int64(column)[1] if target == pa.int64() else _not_utf8(column)
-        mask = np.zeros(len(column), np.bool_)
-        mask[rows] = True
-        keys = pc.if_else(pa.array(mask), pa.scalar(None, column.type), column).cast(target)
-    return keys.combine_chunks() if keys.num_chunks != 1 else keys.chunk(0), rows
-
-
-def key_array(column: pa.ChunkedArray, name: str, source: str) -> pa.Array:
-    """Return an entity or grouping column as one array of int64 or large_string.
-
-    Raises
-    ------
-    DataError
-        If a value is neither.
-    """
-    if not is_key(column.type):
-        raise DataError(f"{source}: column '{name}' is {column.type}, expected {KEY_HINT}")
-    keys, rows = as_keys(column)
-    if rows.size:
-        text = f"{counted(rows.size)} with {_not_a_key(keys)}"
-        raise DataError(f"{source}: column '{name}': {text}")
-    return keys
-
-
-def _not_a_key(keys: pa.Array) -> str:
-    integers = pa.types.is_integer(keys.type)
-    return "an id beyond int64: cast them to text" if integers else "an id that is not UTF-8 text"
-
-
-def _not_utf8(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    encoded = column.combine_chunks().dictionary_encode()
-    bad = [not _decodes(value) for value in encoded.dictionary.to_pylist()]
-    codes = encoded.indices.fill_null(-1).to_numpy()
-    return np.flatnonzero(np.append(bad, False)[codes])
-
-
-def _decodes(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def key_codes(key: pa.Array) -> NDArray[np.int64]:
-    """Return dense numbers of a key column's distinct values, (n,); a null is -1."""
-    indices = key.dictionary_encode().indices.fill_null(-1)
-    return np.asarray(indices.to_numpy(zero_copy_only=False), np.int64)
+    dropped = keep.size - int(np.count_nonzero(keep))
+    log.warning("%s: dropped %s of %s", source, f"{dropped:,}", counted(keep.size))
+    if dropped == keep.size:
+        raise DataError(f"{source}: no row is left after dropping those with findings")

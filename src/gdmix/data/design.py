@@ -8,7 +8,7 @@ them an error). The intercept has no column here: solvers and scorers add it as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,27 +75,8 @@ class _Entries:
     values: NDArray[np.float32]
 
 
-def encode_bag(
-    batches: Iterable[pa.RecordBatch], bag: FeatureBag, index: FeatureIndex
-) -> EncodedBag:
-    """Return the design matrix of a bag for the rows of all batches, of which there is one."""
-    parts = [_encode_batch(batch, bag, index) for batch in batches]
-    found: dict[tuple[str, str], list[RowProblem]] = {}
-    first = 0
-    for part in parts:
-        for p in part.problems:
-            moved = RowProblem(p.column, p.what, p.rows + first, p.example)
-            found.setdefault((p.column, p.what), []).append(moved)
-        first += part.matrix.n_rows
-    problems = [
-        RowProblem(column, what, np.concatenate([p.rows for p in same]), same[0].example)
-        for (column, what), same in found.items()
-    ]
-    matrix = CsrMatrix.vstack([p.matrix for p in parts])
-    return EncodedBag(matrix, problems, sum(p.unknown for p in parts))
-
-
-def _encode_batch(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
+def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
+    """Return the design matrix of a bag for the rows of a batch."""
     types: Mapping[str, pa.DataType] = {f.name: f.type for f in batch.schema}
     problems: list[RowProblem] = []
     sources = bag_sources(bag, types)

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm.compiled import kernel
 from gdmix.glm.entities import EntityBlock
 from gdmix.glm.matrix import CsrMatrix
-from gdmix.glm.threads import map_threads, split_evenly
+from gdmix.glm.row_order import RowOrder, order_rows, part_matrix
+from gdmix.glm.threads import map_ordered, split_evenly
 
 I64 = NDArray[np.int64]
+
+_PART_SHARE = 0.1  # of the memory limit
+_VALUES_PER_TASK = 8_000_000
 
 # The six highest bits of this number times a power of two tell which one (de Bruijn).
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
@@ -32,25 +37,26 @@ class GroupedRows:
     ----------
     block
         The rows grouped by entity.
-    order
-        (n,) row of the data that is row k of the block.
+    rows
+        Which rows of the data they are.
     columns
         (coefficients,) uint32 coordinate column of each local coefficient: 0 is the
         intercept, 1 + j is column j of the design. Ascending within an entity.
     """
 
     block: EntityBlock
-    order: I64
+    rows: RowOrder
     columns: NDArray[np.uint32]
 
 
 def group_rows(
     design: CsrMatrix,
-    entity: I64,
+    entity: NDArray[np.int32],
     n_entities: int,
     response: NDArray[np.float64],
     weight: NDArray[np.float64],
     threads: int = 1,
+    max_part_rows: int | None = None,
 ) -> GroupedRows:
     """Group rows by entity.
 
@@ -62,12 +68,18 @@ def group_rows(
         E; entities without rows are kept and have an intercept only.
     response, weight
         (n,).
+    max_part_rows
+        Rows whose memory may be read in any order; default: as many as a share of the memory
+        limit holds.
     """
-    row_ptr, order = _counting_sort(entity, n_entities)
-    counts = np.diff(design.indptr)[order]
-    indptr = np.concatenate(([0], np.cumsum(counts)))
-    indices = np.empty(indptr[-1], np.uint32)
-    values = np.empty(indptr[-1], np.float32)
+    limit = max_part_rows or _rows_in_memory(design)
+    row_ptr, rows = order_rows(entity, n_entities, limit)
+    design = part_matrix(design, rows)
+    indptr = memory.zeros(rows.order.size + 1, np.int64)
+    _row_lengths(rows.order, design.indptr, indptr[1:])
+    np.cumsum(indptr, out=indptr)
+    indices = memory.empty(int(indptr[-1]), np.uint32)
+    values = memory.empty(int(indptr[-1]), np.float32)
     sizes = np.empty(n_entities, np.int64)
 
     def fill(part: tuple[int, int]) -> NDArray[np.uint32]:
@@ -78,7 +90,7 @@ def group_rows(
             first,
             last,
             row_ptr,
-            order,
+            rows.order,
             design.indptr,
             design.indices,
             design.values,
@@ -92,36 +104,35 @@ def group_rows(
         )
         return columns[:used].copy()
 
-    columns = map_threads(fill, split_evenly(n_entities, 4 * threads), threads)
+    tasks = split_evenly(n_entities, max(4 * threads, int(indptr[-1]) // _VALUES_PER_TASK))
+    columns = memory.Stack(np.uint32)
+    for own in map_ordered(fill, tasks, threads):
+        columns.append(own)
     block = EntityBlock(
         row_ptr,
-        np.concatenate(([0], np.cumsum(sizes))),
+        memory.pointers(sizes),
         indptr,
         indices,
         values,
-        response[order],
-        weight[order],
+        rows.gather(response),
+        rows.gather(weight),
     )
-    return GroupedRows(block, order, np.concatenate(columns))
+    return GroupedRows(block, rows, columns.finish())
+
+
+def _rows_in_memory(design: CsrMatrix) -> int:
+    limit = memory.limit_bytes()
+    if limit is None or not design.n_rows:
+        return max(design.n_rows, 1)
+    per_row = 8 + (design.indices.nbytes + design.values.nbytes) / design.n_rows
+    return max(int(_PART_SHARE * limit / per_row), 1)
 
 
 @kernel
-def _counting_sort(entity: I64, n_entities: int) -> tuple[I64, I64]:
-    """Return row pointers and the stable order of rows by entity."""
-    row_ptr = np.zeros(n_entities + 1, np.int64)
-    for e in entity:
-        if e >= 0:
-            row_ptr[e + 1] += 1
-    for e in range(n_entities):
-        row_ptr[e + 1] += row_ptr[e]
-    cursor = row_ptr[:-1].copy()
-    order = np.empty(row_ptr[n_entities], np.int64)
-    for i in range(entity.size):
-        e = entity[i]
-        if e >= 0:
-            order[cursor[e]] = i
-            cursor[e] += 1
-    return row_ptr, order
+def _row_lengths(order: I64, indptr: I64, lengths: I64) -> None:
+    for k in range(order.size):
+        i = order[k]
+        lengths[k] = indptr[i + 1] - indptr[i]
 
 
 @kernel

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gdmix.config import FeatureBag
+from gdmix.data.keys import KeyTable
 from gdmix.data.schema import BagSource, bag_sources
 from gdmix.errors import DataError, did_you_mean
 
@@ -37,8 +38,8 @@ class FeatureIndex:
     def __init__(self, names: Iterable[str] | pa.Array, terms: Iterable[str] | pa.Array) -> None:
         self.names = _text_array(names)
         self.terms = _text_array(terms)
-        self._by_name: dict[str, tuple[pa.Array, NDArray[np.int64]]] = {}
-        self._keys: pa.Array | None = None
+        self._by_name: dict[str, tuple[KeyTable, NDArray[np.int64]]] = {}
+        self._pairs: KeyTable | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,19 +63,20 @@ class FeatureIndex:
 
     def lookup(self, name: str, terms: pa.Array) -> NDArray[np.int64]:
         """Return the column numbers of features of one name; -1 where unknown or null."""
-        return _positions(terms, *self._of_name(name))
+        known, columns = self._of_name(name)
+        return np.asarray(np.append(columns, -1)[known.find(terms.cast(pa.large_string()))])
 
-    def _of_name(self, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
+    def _of_name(self, name: str) -> tuple[KeyTable, NDArray[np.int64]]:
         if name not in self._by_name:
             columns = np.flatnonzero(pc.equal(self.names, name).to_numpy(zero_copy_only=False))
-            self._by_name[name] = (self.terms.take(pa.array(columns)), columns)
+            self._by_name[name] = (_table_of(self.terms.take(pa.array(columns))), columns)
         return self._by_name[name]
 
     def lookup_pairs(self, names: pa.Array, terms: pa.Array) -> NDArray[np.int64]:
         """Return the column numbers of (name, term) pairs; -1 where unknown or null."""
-        if self._keys is None:
-            self._keys = join_keys(self.names, self.terms)
-        return _positions(join_keys(names, terms), self._keys, np.arange(len(self)))
+        if self._pairs is None:
+            self._pairs = _table_of(join_keys(self.names, self.terms))
+        return self._pairs.find(join_keys(names, terms)).astype(np.int64)
 
     @staticmethod
     def from_feature_list(path: Path) -> FeatureIndex:
@@ -126,11 +128,17 @@ class FeatureIndexBuilder:
         self._bag = bag
         self._types = types
         self._sources = bag_sources(bag, types)
-        self._found: dict[str, pa.Array] = {}
+        self._found: dict[str, KeyTable] = {}
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the features are not known from the columns' types alone."""
+        known = self._bag.feature_list is not None
+        return not known and any(s.kind not in ("numeric", "dense") for s in self._sources)
 
     def update(self, batch: pa.RecordBatch) -> None:
         """Add the features that occur in a batch."""
-        if self._bag.feature_list is not None:
+        if not self.needs_rows:
             return
         for source in self._sources:
             column = batch.column(source.column)
@@ -142,11 +150,8 @@ class FeatureIndexBuilder:
                 self._add(source, ntv_keys(column.flatten()))
 
     def _add(self, source: BagSource, values: pa.Array) -> None:
-        known = self._found.get(source.column)
-        distinct = pc.unique(values).drop_null()
-        if known is not None:
-            distinct = pc.unique(pa.concat_arrays([known, distinct]))
-        self._found[source.column] = distinct
+        known = self._found.setdefault(source.column, KeyTable(values.type))
+        known.insert(pc.unique(values).drop_null())
 
     def freeze(self) -> FeatureIndex:
         """Return the index of all features seen."""
@@ -166,7 +171,8 @@ class FeatureIndexBuilder:
         if source.kind == "dense":
             size = self._types[source.column].list_size
             return [source.feature] * size, [str(i) for i in range(size)]
-        found = self._found.get(source.column, pa.array([], pa.large_string()))
+        known = self._found.get(source.column)
+        found = known.keys() if known is not None else pa.array([], pa.large_string())
         found = found.take(pc.sort_indices(found))
         if source.kind == "ntv":
             return split_keys(found)
@@ -204,9 +210,10 @@ def split_keys(keys: pa.Array) -> tuple[pa.Array, pa.Array]:
     return pc.list_element(parts, 0), pc.list_element(parts, 1)
 
 
-def _positions(wanted: pa.Array, known: pa.Array, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    found = pc.fill_null(pc.index_in(wanted.cast(pa.large_string()), value_set=known), -1)
-    return np.asarray(np.append(columns, -1)[found.to_numpy(zero_copy_only=False)], np.int64)
+def _table_of(keys: pa.Array) -> KeyTable:
+    table = KeyTable(keys.type)
+    table.insert(keys)
+    return table
 
 
 def _text_array(values: Iterable[str] | pa.Array) -> pa.Array:

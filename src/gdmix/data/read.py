@@ -9,16 +9,14 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.feather
 import pyarrow.parquet as pq
 import pyarrow.types as pat
 
@@ -40,6 +38,10 @@ _FORMATS = {
 }
 
 
+_ROWS_PER_PIECE = 1_000_000
+_BYTES_PER_PIECE = 1 << 25
+
+
 @dataclass(frozen=True)
 class RowSource:
     """Rows that can be read.
@@ -50,13 +52,18 @@ class RowSource:
         What messages call it: the path, or the kind of frame.
     schema
         Names and types of all columns, normalised.
-    read
-        Called with column names, returns these columns as a table.
+    stream
+        Called with column names, yields these columns piece by piece, all of the schema's types.
     """
 
     label: str
     schema: pa.Schema
-    read: Callable[[Sequence[str]], pa.Table]
+    stream: Callable[[Sequence[str]], Iterator[pa.Table]]
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns of all rows."""
+        nothing = pa.schema([self.schema.field(c) for c in columns]).empty_table()
+        return pa.concat_tables([nothing, *self.stream(columns)])
 
 
 def open_rows(source: Source, label: str = "data") -> RowSource:
@@ -84,7 +91,7 @@ def open_rows(source: Source, label: str = "data") -> RowSource:
         return _open_files([str(s) for s in source])
     table = _normalize(_frame_to_arrow(source, label))
     _refuse_repeated_columns(label, table.schema)
-    return RowSource(label, table.schema, table.select)
+    return RowSource(label, table.schema, lambda columns: iter([table.select(columns)]))
 
 
 def _frame_to_arrow(frame: Any, label: str) -> pa.Table:
@@ -200,7 +207,7 @@ def _open_files(paths: list[str]) -> RowSource:
     parts = {file: _open_file(file) for file in files}
     schema, conflicts = _common_schema({file: part.schema for file, part in parts.items()})
 
-    def read(columns: Sequence[str]) -> pa.Table:
+    def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
         findings = [
             f"{file}: column '{column}' is missing, other files of {label} have it"
             for file, part in parts.items()
@@ -210,10 +217,12 @@ def _open_files(paths: list[str]) -> RowSource:
         findings += [conflicts[column] for column in columns if column in conflicts]
         if findings:
             raise DataError(findings)
-        tables = [part.read(columns).select(columns) for part in parts.values()]
-        return pa.concat_tables(tables, promote_options="permissive")
+        nothing = pa.schema([schema.field(c) for c in columns]).empty_table()
+        for part in parts.values():
+            for table in part.stream(columns):
+                yield pa.concat_tables([nothing, table], promote_options="permissive")
 
-    return RowSource(label, schema, read)
+    return RowSource(label, schema, stream)
 
 
 def _open_file(file: Path) -> RowSource:
@@ -222,19 +231,24 @@ def _open_file(file: Path) -> RowSource:
         raise DataError(f"{file}: unknown kind of file; use {', '.join(_FORMATS)}")
     if kind == "csv":  # can only be read whole
         table = _normalize(_guarded(file, _read_csv))
-        schema, read = table.schema, table.select
+        schema, whole = table.schema, [table]
+
+        def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
+            return (table.select(columns) for table in whole)
     else:
-        read_schema, read_columns = {
+        read_schema, read_pieces = {
             "parquet": (pq.read_schema, _read_parquet),
             "arrow": (_read_arrow_schema, _read_arrow),
         }[kind]
         schema = _normal_schema(_guarded(file, read_schema))
 
-        def read(columns: Sequence[str]) -> pa.Table:
-            return _normalize(_guarded(file, partial(read_columns, columns)))
+        def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
+            pieces = read_pieces(columns, file)
+            while (piece := _guarded(file, lambda _: next(pieces, None))) is not None:
+                yield _normalize(pa.table(piece).select(columns))
 
     _refuse_repeated_columns(str(file), schema)
-    return RowSource(str(file), schema, read)
+    return RowSource(str(file), schema, stream)
 
 
 def _common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[str, str]]:
@@ -259,10 +273,21 @@ def _common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[s
     return pa.schema(list(fields.values()), metadata), conflicts
 
 
-def _read_parquet(columns: Sequence[str], file: Path) -> pa.Table:
+def _read_parquet(columns: Sequence[str], file: Path) -> Iterator[pa.RecordBatch]:
     # Not pq.read_table: it would turn folder names such as `a=1` into columns.
     with pq.ParquetFile(file) as parquet:
-        return parquet.read(columns=list(columns))
+        groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
+        size, n = sum(g.total_byte_size for g in groups), parquet.metadata.num_rows
+        rows = min(max(_BYTES_PER_PIECE * n // max(size, 1), 1), _ROWS_PER_PIECE)
+        # One call for all row groups would hold on to the bytes of those it has gone through.
+        waiting: list[int] = []
+        for k, group in enumerate(groups):
+            waiting.append(k)
+            if sum(groups[j].num_rows for j in waiting) + group.num_rows > rows:
+                yield from parquet.iter_batches(rows, row_groups=waiting, columns=list(columns))
+                waiting = []
+        if waiting:
+            yield from parquet.iter_batches(rows, row_groups=waiting, columns=list(columns))
 
 
 def _read_arrow_schema(file: Path) -> pa.Schema:
@@ -270,8 +295,11 @@ def _read_arrow_schema(file: Path) -> pa.Schema:
         return pa.ipc.open_file(data).schema
 
 
-def _read_arrow(columns: Sequence[str], file: Path) -> pa.Table:
-    return pyarrow.feather.read_table(file, columns=list(columns))
+def _read_arrow(columns: Sequence[str], file: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(file)) as data:
+        reader = pa.ipc.open_file(data)
+        for k in range(reader.num_record_batches):
+            yield reader.get_batch(k)
 
 
 def _read_csv(file: Path) -> pa.Table:

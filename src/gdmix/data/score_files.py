@@ -5,8 +5,9 @@ A file's metadata name the task, so that metrics can be computed from the file a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,24 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from gdmix.config import Task
-from gdmix.data.dataset import Dataset, key_array, key_codes
+from gdmix.data.dataset import Dataset
+from gdmix.data.keys import key_column
 from gdmix.data.read import open_rows
 from gdmix.data.schema import is_scalar_number
 from gdmix.data.validate import as_floats, counted
-from gdmix.data.write import atomic_file, write_table
+from gdmix.data.write import atomic_file, write_tables
 from gdmix.errors import DataError, OutputError, did_you_mean
 
 F64 = NDArray[np.float64]
 _TASK = b"gdmix.task"
 TOTAL = "total_score"
+_ROWS_PER_PIECE = 500_000
 
 
-def score_table(rows: Dataset, task: Task, total: F64, columns: Mapping[str, F64]) -> pa.Table:
-    """Lay out a score file.
+def score_tables(
+    rows: Dataset, task: Task, total: F64, columns: Mapping[str, F64]
+) -> Iterator[pa.Table]:
+    """Lay out a score file, piece by piece.
 
     Parameters
     ----------
@@ -37,28 +42,35 @@ def score_table(rows: Dataset, task: Task, total: F64, columns: Mapping[str, F64
     columns
         More columns to put before it.
 
-    Returns
-    -------
+    Yields
+    ------
     pyarrow.Table
         ``uid``, entity and grouping columns, ``response`` (null where unknown), ``weight``,
         ``offset``, `columns`, ``total_score``.
     """
-    table = pa.table(
-        {
-            "uid": rows.uid,
-            **rows.keys,
-            "response": pa.array(rows.response, from_pandas=True),
-            "weight": rows.weight,
-            "offset": rows.offset,
-            **columns,
-            TOTAL: total,
-        }
-    )
-    return table.replace_schema_metadata({_TASK: task.encode()})
+    for first in range(0, max(rows.n_rows, 1), _ROWS_PER_PIECE):
+        part = slice(first, first + _ROWS_PER_PIECE)
+        table = pa.table(
+            {
+                "uid": rows.uid[part],
+                **{name: keys.slice(part) for name, keys in rows.keys.items()},
+                "response": pa.array(rows.response[part], from_pandas=True),
+                "weight": rows.weight[part],
+                "offset": rows.offset[part],
+                **{name: values[part] for name, values in columns.items()},
+                TOTAL: total[part],
+            }
+        )
+        yield table.replace_schema_metadata({_TASK: task.encode()})
 
 
-def write_scores(table: pa.Table, path: Path) -> Path:
+def write_scores(tables: Iterator[pa.Table], path: Path) -> Path:
     """Write a score file: ``.csv``, ``.parquet``, or a folder that gets one part.
+
+    Parameters
+    ----------
+    tables
+        Its rows in pieces, at least one.
 
     Raises
     ------
@@ -67,14 +79,17 @@ def write_scores(table: pa.Table, path: Path) -> Path:
     """
     if path.suffix == ".csv":
         with atomic_file(path) as temporary:
-            pyarrow.csv.write_csv(table, temporary)
+            first = next(tables)
+            with pyarrow.csv.CSVWriter(temporary, first.schema) as writer:
+                for table in chain([first], tables):
+                    writer.write_table(table)
         return path
     if path.suffix not in ("", ".parquet"):
         raise OutputError(f"{path}: unknown kind of file; use .parquet, .csv or a folder")
     if path.suffix == "" and path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; name a folder, or a file ending in .parquet or .csv")
     target = path if path.suffix else path / "part-00000.parquet"
-    write_table(table, target)
+    write_tables(tables, target)
     return target
 
 
@@ -96,7 +111,7 @@ class ScoredRows:
     score: F64
     response: F64
     weight: F64
-    groups: Mapping[str, NDArray[np.int64]]
+    groups: Mapping[str, NDArray[np.int32]]
 
 
 def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str) -> ScoredRows:
@@ -135,7 +150,7 @@ def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str)
             ]
         )
     n = table.num_rows
-    codes = {c: key_codes(key_array(table[c], c, rows.label)) for c in groups}
+    codes = {c: key_column(table[c], c, rows.label).codes for c in groups}
     return ScoredRows(
         _task_of(rows.schema),
         as_floats(table[score_column], 0.0),

@@ -6,50 +6,56 @@ What can't be worked around (a missing column, a wrong type, no rows) is an erro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.config import Task, ValidateMode
 from gdmix.data.schema import RowSchema
 from gdmix.errors import DataError
+from gdmix.glm.compiled import kernel
 
 
 @dataclass
+class _Finding:
+    """The rows that have one fault, in pieces, and what the first of them is."""
+
+    rows: list[NDArray[np.int64]]
+    first: str
+
+    @property
+    def count(self) -> int:
+        return sum(rows.size for rows in self.rows)
+
+
 class Findings:
     """What the checks of one source found.
 
-    Attributes
+    Parameters
     ----------
     source
         What messages call the source.
-    n_rows
-        Number of rows.
     uid
-        Row ids, for the examples; None where the data have none.
-    lines
-        One readable line per finding that leaving rows out would mend.
-    fatal
-        One for each other finding.
-    columns
-        The columns that hold a finding.
-    rows
-        (n,) whether a row has any finding.
+        Ids of the rows that are checked, for the examples; None where the data have none.
+    first_row
+        Number of the first of them within the source.
     """
 
-    source: str
-    n_rows: int
-    uid: pa.ChunkedArray | None = None
-    lines: list[str] = field(default_factory=list)
-    fatal: list[str] = field(default_factory=list)
-    columns: set[str] = field(default_factory=set)
-    rows: NDArray[np.bool_] = field(init=False)
+    def __init__(self, source: str, uid: pa.Array | None = None, first_row: int = 0) -> None:
+        self.source = source
+        self._uid, self._first_row = uid, first_row
+        self._found: dict[tuple[str, str], _Finding] = {}
+        self._fatal: list[str] = []
 
-    def __post_init__(self) -> None:
-        self.rows = np.zeros(self.n_rows, np.bool_)
+    @property
+    def columns(self) -> set[str]:
+        """The columns that hold a finding."""
+        return {column for column, _ in self._found}
 
     def add(self, column: str, what: str, rows: NDArray[np.int64], example: str = "") -> None:
         """Note a problem of the rows at the given positions, if there are any.
@@ -61,54 +67,76 @@ class Findings:
         example
             What the first of the rows holds.
         """
-        if not rows.size:
-            return
-        self.rows[rows] = True
-        self.columns.add(column)
-        first = ", ".join(text for text in (self._name_of(int(rows[0])), example) if text)
-        self.lines.append(
-            f"{self.source}: column '{column}': {counted(rows.size)} with {what} (first: {first})"
-        )
+        if rows.size:
+            first = ", ".join(text for text in (self._name_of(int(rows[0])), example) if text)
+            self._found[column, what] = _Finding([rows + self._first_row], first)
+
+    def add_fatal(self, line: str) -> None:
+        """Note what leaving rows out would not mend."""
+        self._fatal.append(line)
+
+    def merge(self, later: Findings) -> None:
+        """Add what was found in later rows of the same source."""
+        for key, finding in later._found.items():
+            if key in self._found:
+                self._found[key].rows += finding.rows
+            else:
+                self._found[key] = finding
+
+    def rows_with(self, column: str, what: str) -> NDArray[np.int64]:
+        """Return the rows that have a fault."""
+        finding = self._found.get((column, what))
+        return np.concatenate(finding.rows) if finding else np.empty(0, np.int64)
 
     def _name_of(self, row: int) -> str:
-        uid = None if self.uid is None else self.uid[row].as_py()
-        return f"row {row}" if uid is None else f"uid {uid}"
+        uid = None if self._uid is None else self._uid[row].as_py()
+        return f"row {self._first_row + row}" if uid is None else f"uid {uid}"
 
-    def settle(self, mode: ValidateMode) -> NDArray[np.bool_]:
-        """Decide what becomes of the rows; return (n,) whether a row is kept.
+    def lines(self, columns: Sequence[str] = ()) -> list[str]:
+        """Return one readable line per finding, in the order of the columns."""
+        place = {column: position for position, column in enumerate(columns)}
+        ordered = sorted(self._found, key=lambda key: place.get(key[0], len(place)))
+        return [
+            f"{self.source}: column '{column}': {counted(self._found[column, what].count)} "
+            f"with {what} (first: {self._found[column, what].first})"
+            for column, what in ordered
+        ]
+
+    def settle(
+        self, mode: ValidateMode, n_rows: int, columns: Sequence[str] = ()
+    ) -> NDArray[np.bool_] | None:
+        """Decide what becomes of the rows; return (n,) whether a row is kept, None if all are.
 
         Raises
         ------
         DataError
             If there is a fatal finding or, in mode `strict`, any.
         """
-        if self.lines and mode == "strict":
+        if self._found and mode == "strict":
             mend = "mend these rows, or leave them out with `validate: drop`"
-            raise DataError([*self.lines, *self.fatal, mend])
-        if self.fatal:
-            raise DataError(self.fatal)
-        return ~self.rows
+            raise DataError([*self.lines(columns), *self._fatal, mend])
+        if self._fatal:
+            raise DataError(self._fatal)
+        if not self._found:
+            return None
+        keep = np.ones(n_rows, np.bool_)
+        for finding in self._found.values():
+            for rows in finding.rows:
+                keep[rows] = False
+        return keep
 
 
-def check_roles(
-    table: pa.Table, schema: RowSchema, task: Task, training: bool, findings: Findings
-) -> None:
-    """Check uid, response, weight, offset, entity and grouping columns.
+NO_VALUE = "no value"
+_ROWS_PER_CHECK = 1_000_000
 
-    Parameters
-    ----------
-    training
-        Whether something is to be learnt from the labels.
-    """
-    roles = ("uid", "response", "weight", "offset")
-    columns = {r: c for r in roles if (c := schema.role_column(r, table.schema.names))}
-    if not schema.needs_response:
-        columns.pop("response", None)
+
+def check_roles(batch: pa.RecordBatch, schema: RowSchema, task: Task, findings: Findings) -> None:
+    """Check uid, response, weight, offset, entity and grouping columns, row by row."""
+    columns = role_columns(schema, batch.schema.names)
     for column in dict.fromkeys([*columns.values(), *schema.keys]):
-        findings.add(column, "no value", _nulls(table[column]))
-    if uid := columns.pop("uid", None):
-        findings.add(uid, "the uid of an earlier row", _repeated(table[uid]))
-    values = {role: as_floats(table[column], fill=0.0) for role, column in columns.items()}
+        findings.add(column, NO_VALUE, _nulls(batch.column(column)))
+    columns.pop("uid", None)
+    values = {role: as_floats(batch.column(c), fill=0.0) for role, c in columns.items()}
     for role, column in columns.items():
         findings.add(column, "NaN or infinity", np.flatnonzero(~np.isfinite(values[role])))
     if "weight" in columns:
@@ -116,10 +144,59 @@ def check_roles(
         findings.add(columns["weight"], "a negative weight", bad, _first(values["weight"], bad))
     if "response" in columns:
         _check_labels(columns["response"], values["response"], task, findings)
-    if training and not findings.columns & {columns["response"], columns.get("weight")}:
-        used = values["response"]
-        used = used[values["weight"] > 0] if "weight" in columns else used
-        _check_classes(columns["response"], used, task, findings)
+
+
+def role_columns(schema: RowSchema, available: Sequence[str]) -> dict[str, str]:
+    """Return the column of each role that is read."""
+    roles = ("uid", "response", "weight", "offset")
+    columns = {r: c for r in roles if (c := schema.role_column(r, available))}
+    if not schema.needs_response:
+        columns.pop("response", None)
+    return columns
+
+
+def check_unique(column: str, uid: NDArray[np.int64], findings: Findings) -> None:
+    """Check that no two rows have the same id; rows without one don't count."""
+    if not uid.size or _ascends(uid):
+        return
+    without = findings.rows_with(column, NO_VALUE)
+    present = np.delete(np.arange(uid.size), without) if without.size else None
+    values = uid if present is None else uid[present]
+    in_order = memory.copy(values)
+    in_order.sort()
+    if _ascends(in_order):
+        return
+    again = np.delete(np.arange(values.size), np.unique(values, return_index=True)[1])
+    rows = again if present is None else present[again]
+    found = Findings(findings.source, pa.array(uid[rows[:1]]), int(rows[0]))
+    found.add(column, "the uid of an earlier row", rows - rows[0])
+    findings.merge(found)
+
+
+def check_classes(
+    column: str,
+    response: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    task: Task,
+    findings: Findings,
+) -> None:
+    """Refuse labels, of rows of positive weight, from which nothing can be learnt."""
+    weighs = positive = other = False
+    for first in range(0, response.size, _ROWS_PER_CHECK):
+        part = slice(first, first + _ROWS_PER_CHECK)
+        used = response[part][weight[part] > 0]
+        weighs = weighs or used.size > 0
+        positive = positive or bool((used > 0).any())
+        other = other or bool((used <= 0).any())
+        if positive and other:
+            return
+    where = f"{findings.source}: column '{column}'"
+    if not weighs:
+        findings.add_fatal(f"{findings.source}: no row has a positive weight")
+    elif task != "linear_regression" and not positive:
+        findings.add_fatal(f"{where}: no positive label: all are 0")
+    elif task == "logistic_regression" and not other:
+        findings.add_fatal(f"{where}: no negative label: all are 1")
 
 
 def _check_labels(column: str, values: NDArray[np.float64], task: Task, findings: Findings) -> None:
@@ -133,47 +210,35 @@ def _check_labels(column: str, values: NDArray[np.float64], task: Task, findings
     findings.add(column, what, rows, _first(values, rows))
 
 
-def _check_classes(column: str, used: NDArray[np.float64], task: Task, findings: Findings) -> None:
-    """Refuse labels, of rows of positive weight, from which nothing can be learnt."""
-    where = f"{findings.source}: column '{column}'"
-    if not used.size:
-        findings.fatal.append(f"{findings.source}: no row has a positive weight")
-    elif task != "linear_regression" and not (used > 0).any():
-        findings.fatal.append(f"{where}: no positive label: all are 0")
-    elif task == "logistic_regression" and (used > 0).all():
-        findings.fatal.append(f"{where}: no negative label: all are 1")
-
-
 def counted(rows: int) -> str:
     """Return ``1 row``, ``1,234 rows``."""
     return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
-def as_floats(column: pa.ChunkedArray, fill: float) -> NDArray[np.float64]:
+def as_floats(column: pa.Array | pa.ChunkedArray, fill: float) -> NDArray[np.float64]:
     """Return a numeric column as float64, nulls filled."""
     filled = pc.fill_null(column.cast(pa.float64(), safe=False), fill)
     # A copy: a kernel that is given Arrow's own, read-only memory would be compiled once more.
-    return np.array(filled.to_numpy())
+    return np.array(filled.to_numpy(zero_copy_only=False))
 
 
-def _nulls(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def _nulls(column: pa.Array) -> NDArray[np.int64]:
     # Not only is_null: of a dictionary, the value that an index points to may be null.
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if column.null_count == 0:
         return np.empty(0, np.int64)
-    return np.flatnonzero(column.is_null().to_numpy())
-
-
-def _repeated(uid: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return positions of values that occurred earlier; nulls are no values."""
-    values = uid.drop_null().to_numpy()
-    in_order = np.sort(values)
-    if not (in_order[1:] == in_order[:-1]).any():
-        return np.empty(0, np.int64)
-    present = np.flatnonzero(uid.is_valid().to_numpy())
-    return np.asarray(np.delete(present, np.unique(values, return_index=True)[1]))
+    return np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
 
 
 def _first(values: NDArray[np.float64], rows: NDArray[np.int64]) -> str:
     return f"value {values[rows[0]]:g}" if rows.size else ""
+
+
+@kernel
+def _ascends(values: NDArray[np.int64]) -> bool:
+    """Whether each value is larger than the one before it."""
+    ascends = True
+    for i in range(1, values.size):
+        ascends = ascends and values[i] > values[i - 1]
+    return ascends

@@ -10,8 +10,10 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file."""
+    write_tables(iter([table]), path)
+
+
+def write_tables(tables: Iterator[pa.Table], path: Path) -> None:
+    """Write a Parquet file of at least one table."""
     with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        first = next(tables)
+        with pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -90,6 +100,23 @@ def check_replaceable(path: Path, overwrite: bool, is_ours: Callable[[Path], boo
         _make_parent(path)
         if not os.access(path.parent, os.W_OK):
             raise OutputError(f"{path}: can't be written: permission denied in {path.parent}")
+
+
+@contextmanager
+def temporary_folder(parent: Path | None) -> Iterator[Path]:
+    """Yield the path of a folder that does not exist yet, and is removed at the end.
+
+    Parameters
+    ----------
+    parent
+        Default: the system's folder for temporary files.
+    """
+    name = f"gdmix-{os.getpid()}-{secrets.token_hex(4)}"
+    folder = (parent or Path(tempfile.gettempdir())) / name
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class FolderInUse(OutputError):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gdmix.config import FixedEffect, ModelConfig
+from gdmix import memory
+from gdmix._version import __version__
+from gdmix.config import JOINT, FixedEffect, ModelConfig
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
 from gdmix.coordinates.joint import fit_jointly
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.recentring import Penalty, recentre
-from gdmix.data.dataset import Dataset, key_codes, load_rows, load_training
+from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.read import Source
 from gdmix.data.schema import RowSchema
-from gdmix.data.score_files import score_table, write_scores
+from gdmix.data.score_files import score_tables, write_scores
+from gdmix.errors import ConfigError
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import total_loss
 from gdmix.glm.newton import Labels
@@ -26,6 +29,8 @@ from gdmix.glm.threads import available_threads
 from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
 
 F64 = NDArray[np.float64]
+
+_JOINT_VECTORS = 12  # of all coefficients, that Newton's method and its inner solver hold
 
 
 class LocalEngine:
@@ -35,15 +40,26 @@ class LocalEngine:
         self, config: ModelConfig, train: Source, validation: Source | None
     ) -> LocalWorkspace:
         """Read and check rows, index features, build coordinates."""
+        name = f"{__version__} {config.model_dump_json(exclude={'output', 'scratch'})}"
+        workspace: LocalWorkspace | None = memory.recall(name)
+        if workspace is None:
+            workspace = self._prepare(config, train, validation)
+            memory.keep(name, workspace)
+        return workspace
+
+    def _prepare(
+        self, config: ModelConfig, train: Source, validation: Source | None
+    ) -> LocalWorkspace:
         schema = RowSchema(
             config.columns, config.used_features, config.entity_columns, config.group_columns
         )
         mode = config.validate_mode
-        train_rows, indices = load_training(train, schema, config.task, mode)
+        threads = config.threads or available_threads()
+        train_rows, indices = load_training(train, schema, config.task, mode, threads=threads)
         validation_rows = None
         if validation is not None:
             validation_rows = load_rows(
-                validation, schema, indices, config.task, mode, "validation data"
+                validation, schema, indices, config.task, mode, "validation data", threads
             )
         return LocalWorkspace(config, train_rows, validation_rows, indices)
 
@@ -69,7 +85,7 @@ class LocalWorkspace:
         self._penalties = {
             name: Penalty(spec.l2, spec.l2 if spec.regularize_intercept else 0.0)
             for name, spec in config.coordinates.items()
-            if isinstance(spec, FixedEffect) or not train.keys[spec.entity].null_count
+            if isinstance(spec, FixedEffect) or train.keys[spec.entity].codes.min(initial=0) >= 0
         }
         self.coordinates: dict[str, FixedEffectCoordinate | RandomEffectCoordinate] = {}
         for name, spec in config.coordinates.items():
@@ -78,6 +94,9 @@ class LocalWorkspace:
                 if isinstance(spec, FixedEffect)
                 else RandomEffectCoordinate(spec, train, validation, loss, threads)
             )
+
+        if config.solver == JOINT:
+            _check_room_for_joint([c.penalty_vector().size for c in self.coordinates.values()])
 
     def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
         """Move what random effects share into the fixed effects."""
@@ -113,10 +132,21 @@ class LocalWorkspace:
             own = {n: s.validation for n, s in parts.items() if s.validation is not None}
             splits.append(("validation_scores", self._validation, own))
         for split, rows, own in splits:
-            total = rows.offset + sum(own.values())
+            total = memory.copy(rows.offset)
+            for score in own.values():
+                total += score
             for name, score in own.items():
-                table = score_table(rows, self._config.task, total, {"score": score})
-                write_scores(table, folder / name / split)
+                tables = score_tables(rows, self._config.task, total, {"score": score})
+                write_scores(tables, folder / name / split)
+
+
+def _check_room_for_joint(sizes: Sequence[int]) -> None:
+    needed, limit = _JOINT_VECTORS * 8 * sum(sizes), memory.limit_bytes()
+    if limit is not None and needed > 0.5 * limit:
+        raise ConfigError(
+            f"solver 'joint' would take {needed / 1e9:.0f} GB for {sum(sizes):,} coefficients, "
+            f"more than half of memory_limit ({limit / 1e9:.0f} GB); use more passes instead"
+        )
 
 
 class LocalScores:
@@ -127,7 +157,7 @@ class LocalScores:
         self._train, self._validation = train, validation
         self._scores: dict[str, Scores] = {}
         judged = train if validation is None else validation
-        self._groups = {c: key_codes(judged.keys[c]) for c in config.group_columns}
+        self._groups = {c: judged.keys[c].codes for c in config.group_columns}
 
     def put(self, name: str, scores: Scores) -> None:
         """Set a coordinate's scores."""
@@ -135,7 +165,7 @@ class LocalScores:
 
     def total_without(self, name: str | None) -> F64:
         """Return base offset plus all other coordinates' training scores, summed anew."""
-        total = self._train.offset.copy()
+        total = memory.copy(self._train.offset)
         for other, scores in self._scores.items():
             if other != name:
                 total += scores.train
@@ -152,7 +182,7 @@ class LocalScores:
         if self._validation is None:
             rows, total = self._train, self.total_without(None)
         else:
-            rows, total = self._validation, self._validation.offset.copy()
+            rows, total = self._validation, memory.copy(self._validation.offset)
             for scores in self._scores.values():
                 assert scores.validation is not None
                 total += scores.validation

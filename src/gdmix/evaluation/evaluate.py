@@ -21,7 +21,7 @@ def evaluate(
     weight: NDArray[np.float64],
     *,
     task: Task,
-    groups: Mapping[str, NDArray[np.int64]],
+    groups: Mapping[str, NDArray[np.int32]],
 ) -> dict[str, float]:
     """Compute metrics of scored rows.
 
@@ -128,7 +128,7 @@ def _grouped(
     score: NDArray[np.float64],
     response: NDArray[np.float64],
     weight: NDArray[np.float64],
-    code: NDArray[np.int64],
+    code: NDArray[np.int32],
 ) -> dict[str, float]:
     member = code >= 0
     if not member.any():

@@ -61,7 +61,7 @@ class Ranking(NamedTuple):
         return np.add.reduceat(values, self.group_block)
 
 
-def rank_rows(score: NDArray[np.float64], code: NDArray[np.int64]) -> Ranking:
+def rank_rows(score: NDArray[np.float64], code: NDArray[np.int32]) -> Ranking:
     """Rank the rows of each group by falling score.
 
     Parameters
@@ -86,7 +86,7 @@ def rank_rows(score: NDArray[np.float64], code: NDArray[np.int64]) -> Ranking:
     )
 
 
-def _stable_argsort(code: NDArray[np.int64]) -> NDArray[np.intp]:
+def _stable_argsort(code: NDArray[np.int32]) -> NDArray[np.intp]:
     # NumPy's stable sort is a radix sort for 16-bit keys only: four times as fast as int64.
     bits = int(code.max(initial=1)).bit_length()
     return np.lexsort([(code >> shift).astype(np.uint16) for shift in range(0, bits, 16)])

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm import cholesky
 from gdmix.glm.compiled import kernel
 from gdmix.glm.entities import EntityBlock
 from gdmix.glm.objective import add_hessian, add_hessian_diagonal, add_transposed
+from gdmix.glm.row_order import RowOrder
 from gdmix.glm.scoring import score_block
 from gdmix.glm.threads import map_threads, split_evenly
 
@@ -31,30 +33,24 @@ class BlockMap:
 
     Parameters
     ----------
-    order
-        (n,) row of the data that is row k of the block.
-    n_rows
-        Number of rows of the data; those that are not in the block score 0.
+    rows
+        Which rows of the data those of the block are; rows that are not in it score 0.
     """
 
-    def __init__(
-        self, block: EntityBlock, order: I64, n_rows: int, intercept: bool, threads: int
-    ) -> None:
-        self._block, self._order, self._n_rows = block, order, n_rows
+    def __init__(self, block: EntityBlock, rows: RowOrder, intercept: bool, threads: int) -> None:
+        self._block, self._rows = block, rows
         self._intercept, self._threads = 1.0 if intercept else 0.0, threads
         self._parts = split_evenly(block.n_entities, 16 * threads)
         self.size = int(block.coefficient_ptr[-1])
 
     def scores(self, theta: F64) -> F64:
         """Return each row's score, (n,)."""
-        z = np.zeros(self._n_rows)
-        z[self._order] = score_block(self._block, theta, self._threads)
-        return z
+        return self._rows.scatter(score_block(self._block, theta, self._threads))
 
     def transposed(self, d1: F64) -> F64:
         """Return ``X' d1``: ragged, laid out by the block's `coefficient_ptr`."""
-        product = np.zeros(self.size)
-        self._map(_transposed_range, self._intercept, d1[self._order], product)
+        product = memory.zeros(self.size)
+        self._map(_transposed_range, self._intercept, self._rows.gather(d1), product)
         return product
 
     def preconditioner(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
@@ -64,8 +60,8 @@ class BlockMap:
         if int(entries.sum()) > MAX_FACTOR_ENTRIES:
             entries = sides
         factor_ptr = np.concatenate(([0], np.cumsum(entries)))
-        factors = np.empty(int(factor_ptr[-1]))
-        own_d2 = d2[self._order]
+        factors = memory.empty(int(factor_ptr[-1]))
+        own_d2 = self._rows.gather(d2)
         self._map(_factorize_range, self._intercept, own_d2, penalty, factor_ptr, factors)
 
         def solve(residual: F64) -> F64:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm import dual_newton, primal_newton
 from gdmix.glm.compiled import kernel
 from gdmix.glm.dual_newton import solve_dual
@@ -38,6 +39,7 @@ MIN_SIMD_L2 = 1e-4
 MAX_CHOLESKY_COEFFICIENTS = 28
 # An entity is a large problem if one thread would be busy with it while others idle.
 LARGE_ROWS = 200_000
+_ENTITIES_PER_CHECK = 100_000
 _DUAL, _CHOLESKY, _CONJUGATE_GRADIENT = 0, 1, 2
 
 
@@ -133,7 +135,7 @@ def fit_entities(
         Entities are independent: the result does not depend on it.
     """
     total = int(block.coefficient_ptr[-1])
-    coefficients = np.zeros(total) if start is None else start.copy()
+    coefficients = memory.zeros(total) if start is None else memory.copy(start)
     status = np.full(block.n_entities, UNSOLVED, np.int8)
     iterations = np.zeros(block.n_entities, np.int32)
     gradient_norm = np.zeros(block.n_entities)
@@ -193,7 +195,7 @@ def fit_entities(
         _solve_range(entities, *arguments)
 
     map_threads(solve, _tasks(rows, threads), threads)
-    _discard_overflow(block, coefficients, gradient_norm, status)
+    _discard_overflow(block.coefficient_ptr, coefficients, gradient_norm, status)
     return EntitiesFit(coefficients, status, iterations, gradient_norm)
 
 
@@ -230,14 +232,18 @@ def _tasks(rows: I64, threads: int) -> list[I64]:
 
 
 def _discard_overflow(
-    block: EntityBlock, coefficients: F64, gradient_norm: F64, status: NDArray[np.int8]
+    coefficient_ptr: I64, coefficients: F64, gradient_norm: F64, status: NDArray[np.int8]
 ) -> None:
+    """Put zeros in place of a model that is not finite; kernels know no NaN to look for."""
     bad = ~np.isfinite(gradient_norm)
-    places = np.flatnonzero(~np.isfinite(coefficients))
-    bad[np.searchsorted(block.coefficient_ptr, places, side="right") - 1] = True
+    for first, last in split_evenly(status.size, status.size // _ENTITIES_PER_CHECK + 1):
+        start = coefficient_ptr[first]
+        own = coefficients[start : coefficient_ptr[last]]
+        places = np.flatnonzero(~np.isfinite(own)) + start
+        bad[np.searchsorted(coefficient_ptr, places, side="right") - 1] = True
     status[bad] = NOT_FINITE
     for e in np.flatnonzero(bad):
-        coefficients[block.coefficient_ptr[e] : block.coefficient_ptr[e + 1]] = 0.0
+        coefficients[coefficient_ptr[e] : coefficient_ptr[e + 1]] = 0.0
 
 
 @kernel

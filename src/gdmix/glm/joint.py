@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm.newton import conjugate_gradients
 
 F64 = NDArray[np.float64]
@@ -50,7 +51,7 @@ class JointMap:
     def scores(self, theta: F64) -> F64:
         """Return ``X theta``."""
         self.passes += 0.5
-        total = np.zeros(self._n_rows)
+        total = memory.zeros(self._n_rows)
         for part, own in zip(self._parts, self.split(theta), strict=True):
             total += part.scores(own)
         return total
@@ -72,7 +73,9 @@ class JointMap:
             return np.concatenate([inverse(own) for inverse, own in parts])
 
         def product(direction: F64) -> F64:
-            return self.transposed(d2 * self.scores(direction)) + penalty * direction
+            z = self.scores(direction)
+            z *= d2
+            return self.transposed(z) + penalty * direction
 
         step, _ = conjugate_gradients(product, precondition, gradient, target, MAX_INNER_ITERATIONS)
         return step

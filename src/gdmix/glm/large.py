@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm import cholesky
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Labels, Minimum, conjugate_gradients, minimize
@@ -102,7 +103,7 @@ class SparseMap:
 
     def scores(self, theta: F64) -> F64:
         """Return ``X theta``."""
-        z = np.empty(self._design.n_rows)
+        z = memory.empty(self._design.n_rows)
         self.passes += 0.5
         self._map(lambda k, a, b: self._apply(margins, a, b, theta, z[a:b]))
         return z
@@ -147,7 +148,7 @@ class SparseMap:
     def _conjugate_gradient_step(
         self, d2: F64, gradient: F64, penalty: F64, target: float
     ) -> tuple[F64, bool]:
-        z = np.empty(d2.size)
+        z = memory.empty(d2.size)
         return conjugate_gradients(
             lambda direction: self.hessian_product(d2, direction, z) + penalty * direction,
             self._jacobi(d2, penalty),

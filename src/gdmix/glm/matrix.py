@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
+from gdmix.glm.compiled import kernel
+
 
 @dataclass(frozen=True)
 class CsrMatrix:
@@ -54,40 +57,69 @@ class CsrMatrix:
     @staticmethod
     def empty(n_rows: int) -> CsrMatrix:
         """Return a matrix without columns: the design of an intercept-only model."""
-        return CsrMatrix(
-            np.zeros(n_rows + 1, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32), 0
-        )
+        nothing = np.empty(0, np.uint32), np.empty(0, np.float32)
+        return CsrMatrix(memory.zeros(n_rows + 1, np.int64), *nothing, 0)
 
     @staticmethod
     def hstack(matrices: list[CsrMatrix]) -> CsrMatrix:
         """Put matrices of the same number of rows side by side."""
         if len(matrices) == 1:
             return matrices[0]
-        counts = [np.diff(m.indptr) for m in matrices]
-        indptr = np.concatenate(([0], np.cumsum(np.sum(counts, axis=0))))
-        indices = np.empty(indptr[-1], np.uint32)
-        values = np.empty(indptr[-1], np.float32)
-        row_start = indptr[:-1].copy()
+        counts = np.diff(matrices[0].indptr)
+        for matrix in matrices[1:]:
+            counts += np.diff(matrix.indptr)
+        indptr = memory.pointers(counts)
+        indices = memory.empty(int(indptr[-1]), np.uint32)
+        values = memory.empty(int(indptr[-1]), np.float32)
+        cursor = memory.copy(indptr[:-1])
         first_column = 0
-        for matrix, count in zip(matrices, counts, strict=True):
-            target = np.repeat(row_start - matrix.indptr[:-1], count) + np.arange(matrix.nnz)
-            indices[target] = matrix.indices + np.uint32(first_column)
-            values[target] = matrix.values
-            row_start += count
-            first_column += matrix.n_columns
+        for m in matrices:
+            _append_rows(m.indptr, m.indices, m.values, first_column, cursor, indices, values)
+            first_column += m.n_columns
         return CsrMatrix(indptr, indices, values, first_column)
 
-    @staticmethod
-    def vstack(matrices: list[CsrMatrix]) -> CsrMatrix:
-        """Put matrices of the same number of columns on top of each other."""
-        if len(matrices) == 1:
-            return matrices[0]
-        starts = np.cumsum([0] + [m.nnz for m in matrices])
-        indptr = [np.zeros(1, np.int64)]
-        indptr += [m.indptr[1:] + start for m, start in zip(matrices, starts[:-1], strict=True)]
-        return CsrMatrix(
-            np.concatenate(indptr),
-            np.concatenate([m.indices for m in matrices]),
-            np.concatenate([m.values for m in matrices]),
-            matrices[0].n_columns,
-        )
+
+class CsrStack:
+    """A matrix that grows by rows.
+
+    Parameters
+    ----------
+    n_columns
+        Of the matrix.
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        self._n_columns = n_columns
+        self._ends = memory.Stack(np.int64)
+        self._ends.append(np.zeros(1, np.int64))
+        self._indices, self._values = memory.Stack(np.uint32), memory.Stack(np.float32)
+
+    def append(self, rows: CsrMatrix) -> None:
+        """Add rows at the end."""
+        self._ends.append(rows.indptr[1:] + self._values.size)
+        self._indices.append(rows.indices)
+        self._values.append(rows.values)
+
+    def finish(self) -> CsrMatrix:
+        """Return the matrix."""
+        ends, indices, values = (s.finish() for s in (self._ends, self._indices, self._values))
+        return CsrMatrix(ends, indices, values, self._n_columns)
+
+
+@kernel
+def _append_rows(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    first_column: int,
+    cursor: NDArray[np.int64],
+    new_indices: NDArray[np.uint32],
+    new_values: NDArray[np.float32],
+) -> None:
+    for i in range(cursor.size):
+        target = np.uint64(cursor[i])
+        for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+            new_indices[target] = indices[q] + np.uint32(first_column)
+            new_values[target] = values[q]
+            target += np.uint64(1)
+        cursor[i] = target

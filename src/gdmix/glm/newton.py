@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm.line_search import ARMIJO, MAX_TRIALS, evaluate_along, judge, longest
 from gdmix.glm.losses import SQUARED, classifies_all, evaluate_rows, labels_of_one_class
 from gdmix.glm.objective import dot
@@ -141,10 +142,9 @@ def minimize(
     """
     n = labels.response.size
     theta = start
-    d1, d2 = np.empty(n), np.empty(n)
-    new_z, new_d1, new_d2 = np.empty(n), np.empty(n), np.empty(n)
+    d1, d2, new_z, new_d1, new_d2 = (memory.empty(n) for _ in range(5))
 
-    z = labels.offset.copy()
+    z = memory.copy(labels.offset)
     value = labels.evaluate(z, d1, d2)
     gradient = design.transposed(d1)
     reference = _norm(gradient)
@@ -231,7 +231,7 @@ def _search(
     new_value, _, _ = labels.evaluate_along(z, move, 1.0, new_z, new_d1, new_d2)
     if new_value - value + cross + 0.5 * curvature <= ARMIJO * slope + noise:
         return 1.0, new_value
-    t = longest(float(np.abs(move).max(initial=0.0)))
+    t = longest(float(max(move.max(initial=0.0), -move.min(initial=0.0))))
     low, high = 0.0, t
     for _ in range(MAX_TRIALS):
         new_value, first, second = labels.evaluate_along(z, move, t, new_z, new_d1, new_d2)

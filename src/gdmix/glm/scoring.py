@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm.compiled import kernel
 from gdmix.glm.entities import EntityBlock
 from gdmix.glm.matrix import CsrMatrix
@@ -23,7 +24,7 @@ def score_fixed(design: CsrMatrix, coefficients: F64, threads: int = 1) -> F64:
     coefficients
         (columns + 1,), intercept first.
     """
-    z = np.empty(design.n_rows)
+    z = memory.empty(design.n_rows)
 
     def work(rows: tuple[int, int]) -> None:
         a, b = rows
@@ -49,7 +50,7 @@ def score_block(block: EntityBlock, coefficients: F64, threads: int = 1) -> F64:
     coefficients
         Ragged, laid out by the block's `coefficient_ptr`.
     """
-    z = np.empty(block.n_rows)
+    z = memory.empty(block.n_rows)
 
     def work(entities: tuple[int, int]) -> None:
         _score_block_range(
@@ -69,7 +70,7 @@ def score_block(block: EntityBlock, coefficients: F64, threads: int = 1) -> F64:
 
 def score_random(
     design: CsrMatrix,
-    entity: NDArray[np.int64],
+    entity: NDArray[np.int32],
     indptr: NDArray[np.int64],
     columns: NDArray[np.uint32],
     coefficients: F64,
@@ -85,7 +86,7 @@ def score_random(
         Ragged models: entity e has coefficients ``indptr[e]:indptr[e + 1]`` of coordinate
         columns ``columns[...]``, ascending; column 0 is the intercept, 1 + j is feature j.
     """
-    z = np.empty(design.n_rows)
+    z = memory.empty(design.n_rows)
 
     def work(rows: tuple[int, int]) -> None:
         _score_random_range(
@@ -133,7 +134,7 @@ def _score_random_range(
     row_indptr: NDArray[np.int64],
     row_indices: NDArray[np.uint32],
     row_values: NDArray[np.float32],
-    entity: NDArray[np.int64],
+    entity: NDArray[np.int32],
     indptr: NDArray[np.int64],
     columns: NDArray[np.uint32],
     coefficients: F64,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
@@ -41,3 +42,19 @@ def split_evenly(n: int, parts: int) -> list[tuple[int, int]]:
     """Cut ``range(n)`` into at most `parts` non-empty slices of about equal length."""
     bounds = [n * k // parts for k in range(parts + 1)]
     return [(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a] or [(0, 0)]
+
+
+def map_ordered(
+    function: Callable[[_Task], _Result], tasks: Iterable[_Task], threads: int
+) -> Iterator[_Result]:
+    """Yield the result for every task, in order, working only a few tasks ahead."""
+    if threads == 1:
+        yield from map(function, tasks)
+        return
+    waiting: deque[Future[_Result]] = deque()
+    for task in tasks:
+        waiting.append(_pool(threads).submit(function, task))
+        if len(waiting) > threads:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gdmix import memory
+from gdmix.data.keys import Keys
 from gdmix.errors import DataError
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.scoring import score_fixed, score_random
@@ -64,7 +66,7 @@ class RandomCoefficients:
     def __len__(self) -> int:
         return len(self.entities)
 
-    def score(self, design: CsrMatrix, numbers: NDArray[np.int64], threads: int = 1) -> F64:
+    def score(self, design: CsrMatrix, numbers: NDArray[np.int32], threads: int = 1) -> F64:
         """Return each row's score under its entity's model, (n,); 0 for an unseen entity.
 
         Parameters
@@ -83,28 +85,25 @@ class RandomCoefficients:
         return int(pc.index(self.entities, scalar).as_py())
 
 
-def entity_numbers(key: pa.Array, entities: pa.Array, column: str) -> NDArray[np.int64]:
-    """Return the position of each key among `entities`, -1 where it is none of them.
+def entity_numbers(keys: Keys, entities: pa.Array, column: str) -> NDArray[np.int32]:
+    """Return the position of each row's key among `entities`, (n,), -1 where it is none of them.
 
     Parameters
     ----------
-    key
-        (n,) entity of each row.
     column
-        What messages call it.
+        What messages call the keys.
 
     Raises
     ------
     DataError
         If one side is integers and the other strings.
     """
-    if key.type != entities.type:
+    if keys.values.type != entities.type:
         raise DataError(
-            f"entity column '{column}' is {key.type} in these rows, but {entities.type} "
+            f"entity column '{column}' is {keys.values.type} in these rows, but {entities.type} "
             "in those the model was trained on; cast it"
         )
-    encoded = key.dictionary_encode()
-    found = pc.fill_null(pc.index_in(encoded.dictionary, value_set=entities), -1)
-    numbers = np.append(found.to_numpy(zero_copy_only=False).astype(np.int64), -1)
-    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-    return np.asarray(numbers[codes])
+    found = pc.fill_null(pc.index_in(keys.values, value_set=entities), -1)
+    numbers = np.append(found.to_numpy(zero_copy_only=False), -1).astype(np.int32)
+    result = memory.empty(keys.codes.size, np.int32)
+    return np.take(numbers, keys.codes, out=result, mode="wrap")

@@ -12,7 +12,7 @@ The manifest is written last: a folder that has one is whole. `docs/formats.md` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from gdmix._version import __version__
 from gdmix.config import ColumnRoles, FeatureBag
 from gdmix.data.feature_index import FeatureIndex
-from gdmix.data.write import write_json, write_table
+from gdmix.data.write import write_json, write_table, write_tables
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
@@ -31,6 +31,7 @@ from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _PART = "part-00000.parquet"
+_ENTITIES_PER_PIECE = 50_000
 
 
 def is_model_folder(path: Path) -> bool:
@@ -135,21 +136,28 @@ def write_coordinate(model: CoordinateModel, folder: Path) -> None:
     OutputError
         If the system refuses to write there.
     """
-    write_table(_coefficients_to_arrow(model.coefficients), folder / _PART)
+    write_tables(_coefficients_to_arrow(model.coefficients), folder / _PART)
 
 
-def _coefficients_to_arrow(coefficients: FixedCoefficients | RandomCoefficients) -> pa.Table:
+def _coefficients_to_arrow(
+    coefficients: FixedCoefficients | RandomCoefficients,
+) -> Iterator[pa.Table]:
     if isinstance(coefficients, FixedCoefficients):
         columns = np.arange(coefficients.values.size, dtype=np.uint32)
-        return pa.table({"column": columns, "value": coefficients.values})
-    offsets = pa.array(coefficients.indptr)
-    return pa.table(
-        {
-            "entity": coefficients.entities,
-            "columns": pa.LargeListArray.from_arrays(offsets, pa.array(coefficients.columns)),
-            "values": pa.LargeListArray.from_arrays(offsets, pa.array(coefficients.values)),
-        }
-    )
+        yield pa.table({"column": columns, "value": coefficients.values})
+        return
+    for first in range(0, max(len(coefficients), 1), _ENTITIES_PER_PIECE):
+        entities = coefficients.entities.slice(first, _ENTITIES_PER_PIECE)
+        ends = coefficients.indptr[first : first + len(entities) + 1]
+        own = slice(ends[0], ends[-1])
+        offsets = pa.array(ends - ends[0])
+        yield pa.table(
+            {
+                "entity": entities,
+                "columns": pa.LargeListArray.from_arrays(offsets, coefficients.columns[own]),
+                "values": pa.LargeListArray.from_arrays(offsets, coefficients.values[own]),
+            }
+        )
 
 
 def _read_parts(folder: Path, columns: list[str]) -> pa.Table:
