@@ -28,7 +28,7 @@ class _Program(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        logger, terminal = logging.getLogger("gdmix"), _Terminal(logging.WARNING)
+        logger, terminal = logging.getLogger("gdmix"), _Terminal()
         logger.addHandler(terminal)
         try:
             return super().invoke(ctx)
@@ -284,10 +284,15 @@ def movielens(
 
 
 class _Terminal(logging.Handler):
-    """Warnings to stderr, without disturbing a progress bar."""
+    """Warnings to stderr, and to a person why it takes so long; a progress bar stays whole."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        waiting = record.name == "gdmix.kernels" and err.is_terminal
+        return record.levelno >= logging.WARNING or waiting
 
     def emit(self, record: logging.LogRecord) -> None:
-        _print_labelled(record.levelname.lower(), "yellow", record.getMessage())
+        label = "note" if record.levelno < logging.WARNING else record.levelname.lower()
+        _print_labelled(label, "yellow", record.getMessage())
 
 
 def _print_labelled(label: str, style: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from gdmix import memory
 from gdmix.config import PLAIN_METRICS
 from gdmix.errors import ConfigError, DataError
 from gdmix.evaluation.evaluate import evaluate
@@ -236,3 +238,27 @@ def test_nan_and_bad_weights_are_counted():
 def test_an_unknown_metric():
     with pytest.raises(ConfigError, match="unknown metric 'aucc'"):
         value("aucc", [1], [1])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_that_fit_into_memory_do_not_show(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    n = 400
+    score = rng.choice([rng.normal(size=n), rng.integers(-3, 4, n) / 2.0], axis=0)
+    response = (rng.random(n) < 0.4).astype(float)
+    weight = rng.choice([0.0, 0.5, 1.0, 3.0], n)
+    code = rng.integers(-1, 40, n).astype(np.int32)
+    names = ["auc", "aupr", "logloss", "rmse", "mae", "auc:g", "ndcg@5:g", "precision@3:g", "mrr:g"]
+
+    def all_metrics() -> dict[str, float]:
+        task = "logistic_regression"
+        return evaluate(names, score, response, weight, task=task, groups={"g": code})
+
+    for infinite in (False, True):
+        if infinite:
+            score[:9], score[9:20] = np.inf, -np.inf
+            del names[2:5]
+        whole = all_metrics()
+        for rows_at_once in (1, 7, 60, 250, 10_000):
+            with memory.limited(800 * rows_at_once, tmp_path / "scratch"):
+                assert all_metrics() == pytest.approx(whole, rel=1e-12)

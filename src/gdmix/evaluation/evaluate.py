@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.config import MetricSpec, Task, parse_metric
 from gdmix.errors import ConfigError, DataError
 from gdmix.evaluation import grouped, metrics
+
+# Of the memory limit: a part of the rows, its order and its running sums, a tenth in all.
+_BYTES_PER_ROW = 800
 
 
 def evaluate(
@@ -79,62 +85,118 @@ def evaluate(
             )
     _reject(~(np.isfinite(weight) & (weight >= 0)), "a weight that is negative or not finite")
     counted = weight > 0
-    score, response, weight = score[counted], response[counted], weight[counted]
-    _reject(np.isnan(score), "a score of NaN")
-    _reject(np.isnan(response), "a response of NaN")
-    _check_response(specs, response, task)
+    all_count = bool(counted.all())
+    rows = _Rows(score, response, weight) if all_count else _Rows(score, response, weight)[counted]
+    _reject(np.isnan(rows.score), "a score of NaN")
+    _reject(np.isnan(rows.response), "a response of NaN")
+    _check_response(specs, rows.response, task)
 
+    limit = memory.limit_bytes()
+    at_once = rows.score.size if limit is None else limit // _BYTES_PER_ROW + 1
     values: dict[str, float] = {}
     # Column by column, so that no more than one ordering of the rows is held at a time.
     for column in dict.fromkeys(spec.column for spec in specs.values()):
         chosen = {name: spec for name, spec in specs.items() if spec.column == column}
         if column is None:
-            values |= _plain(chosen, score, response, weight, task)
+            values |= _plain(chosen, rows, task, at_once)
         else:
-            values |= _grouped(chosen, score, response, weight, groups[column][counted])
+            code = groups[column] if all_count else groups[column][counted]
+            values |= _grouped(chosen, rows, code, at_once)
     return {name: values[name] for name in specs}
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What a metric is made of, (n,) each."""
+
+    score: NDArray[np.float64]
+    response: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    def __getitem__(self, rows: NDArray[Any]) -> _Rows:
+        return _Rows(self.score[rows], self.response[rows], self.weight[rows])
+
+
 def _plain(
-    specs: Mapping[str, MetricSpec],
-    score: NDArray[np.float64],
-    response: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    task: Task,
+    specs: Mapping[str, MetricSpec], rows: _Rows, task: Task, at_once: int
 ) -> dict[str, float]:
-    @cache
-    def classes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return metrics.class_weights(score, response, weight)
-
-    @cache
-    def mean() -> NDArray[np.float64]:
-        return metrics.predicted_mean(score, task)
-
-    compute: dict[str, Callable[[], float]] = {
-        "auc": lambda: metrics.roc_auc(*classes()),
-        "aupr": lambda: metrics.average_precision(*classes()),
-        "logloss": lambda: metrics.log_loss(score, response, weight),
-        "rmse": lambda: metrics.root_mean_squared_error(mean(), response, weight),
-        "mae": lambda: metrics.mean_absolute_error(mean(), response, weight),
-        "poisson_loss": lambda: metrics.poisson_loss(score, response, weight),
-    }
+    kinds = {spec.kind for spec in specs.values()}
+    thresholds = metrics.ThresholdSums()
+    losses = dict.fromkeys(kinds - {"auc", "aupr"}, 0.0)
     # A mean that overflows is an infinite loss: a figure to report, not a warning.
     with np.errstate(over="ignore", invalid="ignore"):
-        return {name: compute[spec.kind]() for name, spec in specs.items()}
+        for part in _by_falling_score(rows, at_once):
+            if kinds & {"auc", "aupr"}:
+                thresholds.add(*metrics.class_weights(part.score, part.response, part.weight))
+            share = float(part.weight.sum())
+            for kind in losses:
+                losses[kind] += share * _mean_loss(kind, part, task)
+        total = float(rows.weight.sum())
+        values = {kind: loss / total if total else math.nan for kind, loss in losses.items()}
+    if "rmse" in values:
+        values["rmse"] = math.sqrt(values["rmse"])
+    values |= {"auc": thresholds.roc_auc, "aupr": thresholds.average_precision}
+    return {name: values[spec.kind] for name, spec in specs.items()}
+
+
+def _mean_loss(kind: str, rows: _Rows, task: Task) -> float:
+    """Return a metric that is a weighted mean over rows; of ``rmse`` its square."""
+    if kind == "logloss":
+        return metrics.log_loss(rows.score, rows.response, rows.weight)
+    if kind == "poisson_loss":
+        return metrics.poisson_loss(rows.score, rows.response, rows.weight)
+    mean = metrics.predicted_mean(rows.score, task)
+    error = metrics.mean_squared_error if kind == "rmse" else metrics.mean_absolute_error
+    return error(mean, rows.response, rows.weight)
+
+
+def _by_falling_score(rows: _Rows, at_once: int) -> Iterator[_Rows]:
+    """Yield the rows in parts of falling scores; rows of equal score are in one part."""
+    n = rows.score.size
+    if n <= at_once:
+        yield rows
+        return
+    sample = np.sort(rows.score[:: max(n // 100_000, 1)])
+    bounds = np.unique(sample[np.linspace(0, sample.size - 1, n // at_once + 2).astype(np.int64)])
+    for k in range(bounds.size, -1, -1):
+        inside = np.ones(n, np.bool_) if k == 0 else rows.score > bounds[k - 1]
+        if k < bounds.size:
+            inside &= rows.score <= bounds[k]
+        if inside.any():
+            yield rows[np.flatnonzero(inside)]
 
 
 def _grouped(
-    specs: Mapping[str, MetricSpec],
-    score: NDArray[np.float64],
-    response: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    code: NDArray[np.int32],
+    specs: Mapping[str, MetricSpec], rows: _Rows, code: NDArray[np.int32], at_once: int
 ) -> dict[str, float]:
-    member = code >= 0
-    if not member.any():
-        return dict.fromkeys(specs, math.nan)
-    score, response, weight = score[member], response[member], weight[member]
-    code = code[member]
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in specs}
+    for part in _by_group(code, at_once):
+        for name, values in _of_groups(specs, rows[part], code[part]).items():
+            found[name].append(values)
+    return {
+        name: grouped.mean_over_groups(np.concatenate(parts)) if parts else math.nan
+        for name, parts in found.items()
+    }
+
+
+def _by_group(code: NDArray[np.int32], at_once: int) -> Iterator[NDArray[Any]]:
+    """Yield rows in parts that hold whole groups; rows without one are left out."""
+    members = int(np.count_nonzero(code >= 0))
+    if code.size <= at_once:
+        if members:
+            yield np.flatnonzero(code >= 0) if members < code.size else np.arange(members)
+        return
+    sizes = np.bincount(np.maximum(code, -1) + 1)[1:]
+    part = np.cumsum(sizes) // at_once
+    first = np.flatnonzero(np.diff(part, prepend=-1))
+    for low, high in zip(first, [*first[1:], sizes.size], strict=True):
+        yield np.flatnonzero((code >= low) & (code < high))
+
+
+def _of_groups(
+    specs: Mapping[str, MetricSpec], rows: _Rows, code: NDArray[np.int32]
+) -> dict[str, NDArray[np.float64]]:
+    score, response, weight = rows.score, rows.response, rows.weight
     ranking = grouped.rank_rows(score, code)
 
     @cache
@@ -152,7 +214,7 @@ def _grouped(
             case _:
                 return grouped.reciprocal_rank(ranking, response)
 
-    return {name: grouped.mean_over_groups(values(spec)) for name, spec in specs.items()}
+    return {name: values(spec) for name, spec in specs.items()}
 
 
 def _reject(bad: NDArray[np.bool_], what: str) -> None:

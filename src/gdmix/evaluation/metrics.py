@@ -8,6 +8,7 @@ and z the score, a linear predictor.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,42 +50,59 @@ def class_weights(
     return np.add.reduceat(positive, starts), np.add.reduceat(weight - positive, starts)
 
 
-def roc_auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
-    """Area under the ROC curve; a pair of equal scores counts one half.
+@dataclass
+class ThresholdSums:
+    """What the ROC and the precision-recall curve need of the thresholds passed so far.
 
-    The probability that a positive row is scored above a negative one, both drawn by
-    weight (Fawcett 2006, section 7). NaN when a class is missing.
+    Rows may come in parts, each of lower scores than all before it: memory for one part is
+    enough, and the result is that of all rows at once.
 
-    Parameters
+    Attributes
     ----------
-    positive, negative
-        What `class_weights` returns.
+    positives, negatives
+        Weight of either class at or above the last threshold.
+    concordant
+        Weight of the pairs of a positive row scored above a negative one, a tie as one half.
+    precision
+        Sum of the precision at each threshold times the weight of its positives.
     """
-    positives, negatives = positive.sum(), negative.sum()
-    if not (positives > 0 and negatives > 0):
-        return math.nan
-    concordant = np.sum(negative * (np.cumsum(positive) - 0.5 * positive))
-    return float(concordant / positives / negatives)
 
+    positives: float = 0.0
+    negatives: float = 0.0
+    concordant: float = 0.0
+    precision: float = 0.0
 
-def average_precision(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
-    """Average precision: the precision at each threshold, weighted by the rise in recall.
+    def add(self, positive: NDArray[np.float64], negative: NDArray[np.float64]) -> None:
+        """Pass the next thresholds, as `class_weights` returns them."""
+        true_positives = self.positives + np.cumsum(positive)
+        self.concordant += float(np.sum(negative * (true_positives - 0.5 * positive)))
+        passed = true_positives + self.negatives + np.cumsum(negative)
+        # Rows of no positive weight have no part in it, but may make the divisor zero.
+        precision = np.divide(true_positives, passed, out=np.zeros_like(passed), where=passed > 0)
+        self.precision += float(np.sum(positive * precision))
+        self.positives += float(positive.sum())
+        self.negatives += float(negative.sum())
 
-    A step-wise area under the precision-recall curve, without interpolation (Manning,
-    Raghavan & Schütze 2008, "Introduction to Information Retrieval", section 8.4). NaN
-    without positives.
+    @property
+    def roc_auc(self) -> float:
+        """Area under the ROC curve; a pair of equal scores counts one half.
 
-    Parameters
-    ----------
-    positive, negative
-        What `class_weights` returns.
-    """
-    positives = positive.sum()
-    if not positives > 0:
-        return math.nan
-    true_positives = np.cumsum(positive)
-    precision = true_positives / (true_positives + np.cumsum(negative))
-    return float(np.sum(positive * precision) / positives)
+        The probability that a positive row is scored above a negative one, both drawn by
+        weight (Fawcett 2006, section 7). NaN when a class is missing.
+        """
+        if not (self.positives > 0 and self.negatives > 0):
+            return math.nan
+        return self.concordant / self.positives / self.negatives
+
+    @property
+    def average_precision(self) -> float:
+        """Average precision: the precision at each threshold, weighted by the rise in recall.
+
+        A step-wise area under the precision-recall curve, without interpolation (Manning,
+        Raghavan & Schütze 2008, "Introduction to Information Retrieval", section 8.4). NaN
+        without positives.
+        """
+        return self.precision / self.positives if self.positives > 0 else math.nan
 
 
 def log_loss(
@@ -107,11 +125,11 @@ def poisson_loss(
     return _weighted_mean(np.exp(score) - response * score, weight)
 
 
-def root_mean_squared_error(
+def mean_squared_error(
     mean: NDArray[np.float64], response: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> float:
-    """Root of the weighted mean of squared errors, in units of the response; (n,) each."""
-    return math.sqrt(_weighted_mean((response - mean) ** 2, weight))
+    """Weighted mean of squared errors, in squared units of the response; (n,) each."""
+    return _weighted_mean((response - mean) ** 2, weight)
 
 
 def mean_absolute_error(

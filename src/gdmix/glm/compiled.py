@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar, cast
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core.event import Event, Listener, register, unregister
 from numba.extending import intrinsic
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -60,8 +62,29 @@ def _compile(function: _Function, fastmath: set[str]) -> _Function:
 
 @cache
 def _sources() -> str:
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.py")))).hexdigest()
+    package = Path(__file__).parents[1]
+    files = (p for folder in ("glm", "data") for p in sorted((package / folder).glob("*.py")))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+
+
+class _FirstCompilation(Listener):  # type: ignore[misc]
+    """Says once that kernels are being compiled: it is a long silence otherwise."""
+
+    def on_start(self, event: Event) -> None:
+        if event.data["dispatcher"].py_func.__module__.startswith("gdmix."):
+            unregister("numba:compile", self)
+            log.info(
+                "compiling kernels, once on this machine: less than a minute; "
+                "`gdmix warmup` does it in advance"
+            )
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+log = logging.getLogger("gdmix.kernels")
+log.setLevel(logging.INFO)
+register("numba:compile", _FirstCompilation())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
