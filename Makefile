@@ -43,9 +43,11 @@ test: lint
 slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
 
+# The other libraries come with `pip install --editable '.[benchmark]'`; the missing are left out.
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/random_effect.py
 	$(BIN)/python benchmarks/fixed_effect.py
+	$(BIN)/python benchmarks/end_to_end.py
 
 clean:
 	rm -rf $(VENV) movielens runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

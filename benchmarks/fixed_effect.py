@@ -13,13 +13,16 @@ How to read the tables:
   1e-6 of the optimum, relative to it. "stopped by us": SciPy's L-BFGS is watched and stopped
   in the moment when it is there, which no tolerance of its own could beat.
 - A program that needed more CPU seconds than the cap was killed and is marked.
+- "MB" is the peak memory of the fit, the data in the program's own form included, see `harness`.
+  SciPy and scikit-learn take the problem's own matrix, 12 bytes a value, which is not counted.
 - "passes" are those over the data that gdmix counts, a product with X or with X' as one half.
 - The last columns compare with an optimum computed by numpy and SciPy in double precision. At
   a suboptimality of 1e-6 the coefficients of rare features still differ in the second digit;
   gdmix at its default tolerance shows what the rest costs.
 
-The last section compares the pass over the data that dominates gdmix, a product with the
-Hessian, with the memory bandwidth of the same core: how far from the limit of the machine it is.
+The section on memory bandwidth compares the pass over the data that dominates gdmix, a product
+with the Hessian, and the whole fit with a stream triad on the same core: how far from the limit
+of the machine they are.
 
 Not in any time: bringing data into the program's own form, and start-up, which is listed apart.
 """
@@ -44,16 +47,19 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from gdmix.glm.compiled import kernel
 from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC
-from gdmix.glm.objective import add_hessian_product, margins
+from gdmix.glm.objective import add_hessian_product_paired, margins
 from gdmix.glm.status import FitStatus
 from harness import Program, Result, Solution
+from libraries import fit_snapml
 from problems import FixedProblem, fixed_problem, with_penalised_intercept
 
 F64 = NDArray[np.float64]
 
 DEFAULT_TOLERANCE = 1e-8
+PLAIN_STREAMS = "copy (numpy)", "triad"
 
 
 class DoNothing(Program[FixedProblem]):
@@ -76,10 +82,12 @@ class DoNothing(Program[FixedProblem]):
 
 
 class Gdmix(Program[FixedProblem]):
-    """The solver of this package, on one thread."""
+    """The solver of this package."""
 
     name = "gdmix"
     tolerances: Sequence[float] = tuple(10.0**-k for k in range(1, 9))
+
+    threads = 1
 
     def prepare(self, problem: FixedProblem) -> None:
         self.problem, self.design = problem, problem.design
@@ -94,7 +102,7 @@ class Gdmix(Program[FixedProblem]):
             loss=LOGISTIC,
             penalty=self.problem.penalty,
             tolerance=tolerance or 0.0,
-            threads=1,
+            threads=self.threads,
         )
 
     def solution(self) -> Solution:
@@ -246,24 +254,22 @@ class SnapMl(Program[FixedProblem]):
         self.matrix = matrix.astype(np.float32)
 
     def fit(self, tolerance: float | None) -> None:
-        import snapml
-
-        self.model = snapml.LogisticRegression(
-            regularizer=self.problem.l2,
-            dual=self.dual,
-            fit_intercept=False,
-            tol=tolerance,
-            max_iter=10_000,
-            n_jobs=1,
+        self.theta = fit_snapml(
+            self.matrix, self.problem.response, self.problem.l2, tolerance, dual=self.dual
         )
-        self.model.fit(self.matrix, self.problem.response)
 
     def solution(self) -> Solution:
-        theta = np.ravel(self.model.coef_).astype(np.float64)
-        return Solution(theta, self.problem.response.size)
+        return Solution(self.theta, self.problem.response.size)
 
 
 # --- memory bandwidth --------------------------------------------------------------------
+
+
+@kernel
+def triad(a: F64, b: F64, c: F64, factor: float) -> None:
+    """Fill ``a = b + factor * c``: the stream benchmark's measure of memory bandwidth."""
+    for i in range(a.size):
+        a[i] = b[i] + factor * c[i]
 
 
 def bandwidth(problem: FixedProblem, repeats: int) -> dict[str, dict[str, float]]:
@@ -272,16 +278,16 @@ def bandwidth(problem: FixedProblem, repeats: int) -> dict[str, dict[str, float]
     arrays = x.n_rows, x.indptr, x.indices, x.values
     direction = np.random.default_rng(0).standard_normal(x.n_columns + 1)
     curvature, z = np.full(x.n_rows, 0.25), np.empty(x.n_rows)
-    product = np.zeros(x.n_columns + 1)
+    pairs = np.column_stack((direction, np.zeros_like(direction)))
     a, b, c = np.ones((3, 16_000_000))  # far larger than the last cache
     matrix_bytes = x.indptr.nbytes + x.indices.nbytes + x.values.nbytes
 
     def hessian_product() -> None:
-        add_hessian_product(*arrays, 1.0, curvature, direction, z, product)
+        add_hessian_product_paired(*arrays, 1.0, curvature, z, pairs)
 
     jobs: dict[str, tuple[int, Callable[[], object]]] = {
         "copy (numpy)": (2 * a.nbytes, lambda: np.copyto(a, b)),
-        "add (numpy)": (3 * a.nbytes, lambda: np.add(b, c, out=a)),
+        "triad": (3 * a.nbytes, lambda: triad(a, b, c, 3.0)),
         "X v": (matrix_bytes + z.nbytes, lambda: margins(*arrays, 1.0, direction, z)),
         "Hessian product": (matrix_bytes + curvature.nbytes + z.nbytes, hessian_product),
     }
@@ -289,13 +295,13 @@ def bandwidth(problem: FixedProblem, repeats: int) -> dict[str, dict[str, float]
     for name, (_, job) in jobs.items():
         job()  # touches the pages
         medians[name] = statistics.median(harness.timed(job) for _ in range(repeats))
-    copy = jobs["copy (numpy)"][0] / medians["copy (numpy)"]
+    limit = jobs["triad"][0] / medians["triad"]
     return {
         name: {
             "bytes": float(size),
             "cpu_seconds": medians[name],
             "gigabytes_per_second": size / medians[name] / 1e9,
-            "fraction_of_copy": size / medians[name] / copy,
+            "fraction_of_triad": size / medians[name] / limit,
             "nanoseconds_per_value": 1e9 * medians[name] / x.nnz,
         }
         for name, (size, _) in jobs.items()
@@ -304,20 +310,22 @@ def bandwidth(problem: FixedProblem, repeats: int) -> dict[str, dict[str, float]
 
 def bandwidth_section(measured: dict[str, dict[str, float]], gdmix: Result) -> str:
     """Return the part of the report on memory bandwidth."""
-    header = ("stream", "MB", "CPU ms", "GB / s", "of copy", "ns per stored value")
+    header = ("stream", "MB", "CPU ms", "GB / s", "of triad", "ns per stored value")
     rows = [
         (
             name,
             f"{m['bytes'] / 1e6:.0f}",
             f"{1e3 * m['cpu_seconds']:.1f}",
             f"{m['gigabytes_per_second']:.1f}",
-            f"{100 * m['fraction_of_copy']:.0f} %",
-            "" if "numpy" in name else f"{m['nanoseconds_per_value']:.2f}",
+            f"{100 * m['fraction_of_triad']:.0f} %",
+            "" if name in PLAIN_STREAMS else f"{m['nanoseconds_per_value']:.2f}",
         )
         for name, m in measured.items()
     ]
     one_pass = measured["Hessian product"]["cpu_seconds"]
     share = gdmix.details["passes"] * one_pass / gdmix.cpu
+    moved = gdmix.details["passes"] * measured["Hessian product"]["bytes"] / gdmix.cpu
+    of_triad = moved / 1e9 / measured["triad"]["gigabytes_per_second"]
     return "\n\n".join(
         (
             "## Memory bandwidth, one core",
@@ -326,7 +334,8 @@ def bandwidth_section(measured: dict[str, dict[str, float]], gdmix: Result) -> s
             "written; not the vectors over features, which stay in cache. "
             f"gdmix's {gdmix.details['passes']:g} passes at a Hessian product each would take "
             f"{100 * share:.0f} % of its {gdmix.cpu:.3g} CPU s; the rest is per row "
-            "(exponentials) and per coefficient.",
+            "(exponentials) and per coefficient. Over the whole fit they move "
+            f"{moved / 1e9:.1f} GB / s, {100 * of_triad:.0f} % of the triad.",
         )
     )
 
@@ -350,6 +359,8 @@ def report(problem: FixedProblem, results: Sequence[Result]) -> str:
                 f"{'> ' if r.over_cap else ''}{r.cpu / ours.cpu:.3g}",
                 f"{r.details[count]:.0f}" if count else "",
                 "" if passes is None else f"{passes:g}",
+                harness.megabytes(r),
+                "" if r.over_cap else f"{r.memory / ours.memory:.2f}",
                 *harness.accuracy_cells(r),
             )
         )
@@ -360,6 +371,8 @@ def report(problem: FixedProblem, results: Sequence[Result]) -> str:
         "time / gdmix",
         "iterations",
         "passes",
+        "MB",
+        "MB / gdmix",
         *harness.ACCURACY_HEADER,
     )
     _, value, norm = problem.reference
@@ -374,6 +387,18 @@ def report(problem: FixedProblem, results: Sequence[Result]) -> str:
     )
 
 
+def measure_threads(title: str, problem: FixedProblem, repeats: int) -> dict[str, Any]:
+    """Compare one thread and two at the default tolerance."""
+    program = Gdmix()
+    program.prepare(problem)
+
+    def fit(threads: int) -> None:
+        program.threads = threads
+        program.fit(DEFAULT_TOLERANCE)
+
+    return harness.two_threads(title, fit, repeats)
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -384,6 +409,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cap", type=float, default=100.0, help="CPU seconds of one fit")
     parser.add_argument("--json", type=Path, help="also write the results there")
+    parser.add_argument("--fast", action="store_true", help="without what needs minutes")
     parser.add_argument("--quick", action="store_true", help="tiny: does it still run?")
     parser.add_argument("--first-fit", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -403,12 +429,15 @@ def main() -> None:
     problem = fixed_problem(options.rows, features_per_row=20, dimension=options.dimension, seed=3)
     penalised = with_penalised_intercept(problem)
     programs: list[Program[FixedProblem]] = [DoNothing(), ours, GdmixDefault()]
-    programs += [ScipyLbfgs(scaled=True), ScipyLbfgs(scaled=False)]
+    programs += [ScipyLbfgs(scaled=True)]
     programs += [Glum()] if harness.installed("glum") else []
-    programs += [Scikit("newton-cg"), Scikit("lbfgs")]
-    penalising: list[Program[FixedProblem]] = [ours, GdmixDefault(), Scikit("liblinear")]
-    if harness.installed("snapml"):
-        penalising += [SnapMl(dual=True), SnapMl(dual=False)]
+    programs += [Scikit("newton-cg")]
+    penalising: list[Program[FixedProblem]] = [ours, GdmixDefault()]
+    snapml = harness.installed("snapml")
+    penalising += [SnapMl(dual=True)] if snapml else []
+    if not options.fast:
+        programs += [ScipyLbfgs(scaled=False), Scikit("lbfgs")]
+        penalising += [Scikit("liblinear"), *([SnapMl(dual=False)] if snapml else [])]
 
     parts, content = [], []
     for case, contest in ((problem, programs), (penalised, penalising)):
@@ -434,16 +463,25 @@ def main() -> None:
             measured = bandwidth(problem, 3 if options.quick else 11)
             streams = bandwidth_section(measured, next(r for r in results if r.program == "gdmix"))
 
+    harness.say("two threads")
+    scaling = [measure_threads(problem.name, problem, options.repeats)]
     started = {} if options.quick else harness.start_up(Path(__file__))
     head = [
         "# Fixed effect: one large sparse logistic model",
         harness.machine_list(about),
         f"Up to {options.repeats} runs of each program, taking turns; medians of CPU time.",
     ]
-    print("\n\n".join([*head, *parts, streams, *harness.start_up_section(started)]))
+    parts += [streams, harness.two_threads_section(scaling)]
+    print("\n\n".join([*head, *parts, *harness.start_up_section(started)]))
     harness.write_json(
         options.json,
-        {"machine": about, "start up": started, "bandwidth": measured, "problems": content},
+        {
+            "machine": about,
+            "start up": started,
+            "bandwidth": measured,
+            "threads": scaling,
+            "problems": content,
+        },
     )
 
 

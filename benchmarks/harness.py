@@ -9,6 +9,8 @@ How a program is timed:
   imports and compiled code are in place, then brings the data into the form that the program
   likes best; only the fit itself is timed. The child is killed at a cap of CPU seconds.
 - CPU time of the child (user and system), not wall time: other people use the machine.
+- Memory, on Linux, is the peak of the child's resident memory during the fit, above what it
+  held before it got the data: the data in the program's own form, and what it works with.
 - First the loosest tolerance is sought at which the program reaches the target accuracy; so no
   program is charged for digits that were not asked for. Then the programs take turns, so that
   a noisy minute hits all of them; the median counts. A slow program runs only once.
@@ -35,6 +37,8 @@ os.environ.update(
     )
 )
 
+import contextlib
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -69,6 +73,7 @@ Problem = TypeVar("Problem")
 TARGET = 1e-6
 # A program whose run takes this many CPU seconds is not repeated.
 SLOW_SECONDS = 20.0
+MEGABYTE = 1e6
 ACCURACY_HEADER = ("coefficient difference, max", "median", "suboptimality", "optimum")
 
 
@@ -150,12 +155,18 @@ class Result:
     details: dict[str, float]
     cpu_seconds: list[float]
     wall_seconds: list[float]
+    memory_bytes: list[float]
     over_cap: bool = False
 
     @property
     def cpu(self) -> float:
         """Median CPU seconds of a run."""
         return statistics.median(self.cpu_seconds)
+
+    @property
+    def memory(self) -> float:
+        """Median peak memory of a run, bytes; NaN where it is not known."""
+        return statistics.median(self.memory_bytes or [math.nan])
 
     @property
     def reached(self) -> bool:
@@ -193,6 +204,7 @@ def compare(
             if run is not None:
                 result.cpu_seconds.append(run.cpu)
                 result.wall_seconds.append(run.wall)
+                result.memory_bytes += run.memory
     return results
 
 
@@ -209,7 +221,9 @@ def _calibrate(
         run = _run(program, problem, tiny, tolerance, cap)
         if run is None:
             say(f"  {program.name}, tolerance {tolerance}: stopped after {cap:g} CPU s")
-            return Result(program.name, tolerance, 0, False, None, {}, [cap], [cap], over_cap=True)
+            return Result(
+                program.name, tolerance, 0, False, None, {}, [cap], [cap], [], over_cap=True
+            )
         solution = run.solution
         accuracy = judge(solution.coefficients) if program.judged else None
         result = Result(
@@ -221,6 +235,7 @@ def _calibrate(
             solution.details,
             [run.cpu],
             [run.wall],
+            run.memory,
         )
         distance = "" if accuracy is None else f", suboptimality {accuracy.suboptimality:.1e}"
         say(f"  {program.name}, tolerance {tolerance}: {run.cpu:.3f} CPU s{distance}")
@@ -234,6 +249,7 @@ def _calibrate(
 class _Run:
     cpu: float
     wall: float
+    memory: list[float]
     solution: Solution
 
 
@@ -269,13 +285,35 @@ def _child(
         warnings.simplefilter("ignore")
         program.prepare(tiny)
         program.fit(tolerance)
+    with contextlib.suppress(AttributeError):  # freed memory, used again, would not be counted
+        ctypes.CDLL(None).malloc_trim(0)
+    before = _memory("VmRSS")
     program.prepare(problem)
+    _forget_peak()
     limit = math.ceil(cpu_seconds() + cap)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 10))
     cpu, wall = cpu_seconds(), time.perf_counter()
     program.fit(tolerance)
     cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-    sender.send(_Run(cpu, wall, program.solution()))
+    peak = _memory("VmHWM")
+    memory = [] if before is None or peak is None else [peak - before]
+    sender.send(_Run(cpu, wall, memory, program.solution()))
+
+
+def _memory(field: str) -> float | None:
+    """Return a line of what Linux says about this process's memory, in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    values = [float(line.split()[1]) * 1024 for line in lines if line.startswith(field)]
+    return values[0] if values else None
+
+
+def _forget_peak() -> None:
+    """Let the peak count from here; where that is not allowed it includes the preparation."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def cpu_seconds() -> float:
@@ -299,6 +337,44 @@ def agreement(results: Sequence[Result]) -> str:
         else f"Claimed convergence away from the optimum: {', '.join(liars)}."
     )
     return text + (f" Did not arrive, and do not claim it: {', '.join(others)}." if others else "")
+
+
+# --- two threads -------------------------------------------------------------------------
+
+
+def two_threads(name: str, fit: Callable[[int], object], repeats: int) -> dict[str, Any]:
+    """Compare the wall time of one thread and of two, taking turns.
+
+    `fit` gets the number of threads. The ratio means something only while nobody else uses
+    the machine: the load average, taken before, tells.
+    """
+    load = os.getloadavg()[0]
+    wall: dict[int, list[float]] = {1: [], 2: []}
+    for k in range(repeats + 1):
+        for threads, found in wall.items():
+            before = time.perf_counter()
+            fit(threads)
+            if k:  # the first turn warms up
+                found.append(time.perf_counter() - before)
+    one, two = (statistics.median(found) for found in wall.values())
+    return {"problem": name, "one": one, "two": two, "ratio": one / two, "load": load}
+
+
+def two_threads_section(measured: Sequence[dict[str, Any]]) -> str:
+    """Return the part of the report on threads."""
+    header = ("problem", "one thread, wall s", "two threads, wall s", "ratio", "load before")
+    rows = [
+        (
+            m["problem"],
+            f"{m['one']:.3g}",
+            f"{m['two']:.3g}",
+            f"{m['ratio']:.2f}",
+            f"{m['load']:.1f}",
+        )
+        for m in measured
+    ]
+    note = f"gdmix at its default tolerance, medians of wall time, {os.cpu_count()} cores."
+    return "\n\n".join(("## Two threads", table(header, rows), note))
 
 
 # --- start-up ----------------------------------------------------------------------------
@@ -345,6 +421,7 @@ def start_up_section(measured: dict[str, float]) -> list[str]:
 def machine() -> dict[str, str]:
     """Describe where and when this ran."""
     packages = ("numpy", "numba", "scipy", "scikit-learn", "glum", "snapml", "torch")
+    packages += ("vowpalwabbit", "rectools-lightfm")
     about = {
         "date": date.today().isoformat(),
         "processor": _processor(),
@@ -387,10 +464,10 @@ def _version(package: str) -> str:
         return ""
 
 
-def installed(module: str) -> bool:
+def installed(module: str, package: str = "") -> bool:
     """Whether an optional competitor can be imported; says so if not."""
     if importlib.util.find_spec(module) is None:
-        say(f"  {module} is left out: it is not installed here")
+        say(f"  {package or module} is left out: it is not installed here")
         return False
     return True
 
@@ -430,6 +507,11 @@ def seconds(result: Result) -> str:
     if result.over_cap:
         return f"> {median}"
     return median if len(values) == 1 else f"{median} ({min(values):.3g}-{max(values):.3g})"
+
+
+def megabytes(result: Result) -> str:
+    """Return the median peak memory."""
+    return "" if math.isnan(result.memory) else f"{result.memory / MEGABYTE:.0f}"
 
 
 def power(value: float | None) -> str:

@@ -11,10 +11,11 @@ How to read the tables:
 
 - "CPU s" is the median over the repetitions of one fit of the entities in the column before;
   its range is in brackets. Slow programs fit a sample that has the same mix of sizes.
-- "time / gdmix" compares CPU seconds per entity with gdmix's on the same problem.
+- "time / gdmix" compares CPU seconds per entity with gdmix's on the same problem, "/ default"
+  with gdmix's at its default tolerance.
 - "tolerance" is the program's own, each with its own meaning: the loosest of powers of ten at
-  which the sample's summed objective is within 1e-6 of the optimum, relative to it. gdmix and
-  GDMix's call of SciPy run at their defaults, which are tighter.
+  which the sample's summed objective is within 1e-6 of the optimum, relative to it. GDMix's call
+  of SciPy runs at its default, which is tighter; so does gdmix in the row that says so.
 - The last columns compare the sample's models with optima computed by plain numpy in double
   precision: the largest and the median difference of a coefficient, and how far the sample's
   objective is above the optimum, relative to it.
@@ -32,7 +33,6 @@ import harness  # before numpy: it pins the threads
 
 # isort: split
 import argparse
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,17 +41,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import fmin_l_bfgs_b
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from gdmix.glm.entities import fit_entities
 from gdmix.glm.losses import LOGISTIC, total_loss
 from gdmix.glm.objective import add_margins
 from gdmix.glm.status import CONVERGED
 from harness import Program, Result, Solution
+from libraries import fit_scikit, fit_snapml
 from problems import EntityProblem, dense_newton, entity_problem, logistic, without_offsets
 
 F64 = NDArray[np.float64]
+
+DEFAULT_TOLERANCE = 1e-8
 
 
 # --- on the grouped arrays ---------------------------------------------------------------
@@ -79,10 +80,12 @@ class DoNothing(Program[EntityProblem]):
 
 
 class Gdmix(Program[EntityProblem]):
-    """The solver of this package, on one thread, at its default tolerance."""
+    """The solver of this package."""
 
     name = "gdmix"
-    tolerances = (1e-8,)
+    tolerances: Sequence[float] = tuple(10.0**-k for k in range(1, 9))
+
+    threads = 1
 
     def prepare(self, problem: EntityProblem) -> None:
         self.problem = problem
@@ -95,7 +98,7 @@ class Gdmix(Program[EntityProblem]):
             l2=self.problem.l2,
             intercept_l2=self.problem.l2,
             tolerance=tolerance or 0.0,
-            threads=1,
+            threads=self.threads,
         )
 
     def solution(self) -> Solution:
@@ -106,6 +109,13 @@ class Gdmix(Program[EntityProblem]):
             bool((result.status == CONVERGED).all()),
             {"mean iterations": float(result.iterations.mean())},
         )
+
+
+class GdmixDefault(Gdmix):
+    """The same at its default tolerance."""
+
+    name = "gdmix, default tolerance"
+    tolerances = (DEFAULT_TOLERANCE,)
 
 
 # --- loops over dense entities -----------------------------------------------------------
@@ -180,18 +190,6 @@ class ScikitLoop(Loop):
         return fit_scikit("lbfgs", x, y, self.l2, tolerance)
 
 
-def fit_scikit(solver: str, x: Any, y: F64, l2: float, tolerance: float | None) -> tuple[F64, bool]:
-    """Fit without an intercept of scikit-learn's own; `x` has a constant column."""
-    model = LogisticRegression(
-        C=1.0 / l2, fit_intercept=False, solver=solver, tol=tolerance, max_iter=1000
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(x, y)
-    complaints = any(issubclass(w.category, ConvergenceWarning) for w in caught)
-    return model.coef_[0], not complaints
-
-
 # --- all entities as one problem ---------------------------------------------------------
 
 
@@ -219,6 +217,25 @@ class BlockDiagonal(Program[EntityProblem]):
             self.problem.block.n_entities,
             self.converged,
         )
+
+
+class SnapMlBlockDiagonal(Program[EntityProblem]):
+    """The same by IBM Snap ML's dual coordinate descent."""
+
+    name = "snapml dual, block-diagonal"
+    tolerances = tuple(10.0**-k for k in range(2, 8))
+
+    def prepare(self, problem: EntityProblem) -> None:
+        self.problem = problem
+        self.matrix = problem.block_diagonal().astype(np.float32)
+
+    def fit(self, tolerance: float | None) -> None:
+        self.coefficients = fit_snapml(
+            self.matrix, self.problem.block.response, self.problem.l2, tolerance, dual=True
+        )
+
+    def solution(self) -> Solution:
+        return Solution(self.problem.of_sample(self.coefficients), self.problem.block.n_entities)
 
 
 class TorchBatched(Program[EntityProblem]):
@@ -342,7 +359,11 @@ def problem_b(entities: int, sample: int) -> EntityProblem:
 def report(problem: EntityProblem, results: Sequence[Result]) -> str:
     """Return one problem's part of the report."""
     ours = next(r for r in results if r.program == Gdmix.name)
-    per_entity = ours.cpu / ours.size
+    default = next(r for r in results if r.program == GdmixDefault.name)
+
+    def ratio(r: Result, to: Result) -> str:
+        return f"{r.cpu / r.size * to.size / to.cpu:.3g}" if r.size else ""
+
     rows = []
     for r in results:
         rows.append(
@@ -352,7 +373,8 @@ def report(problem: EntityProblem, results: Sequence[Result]) -> str:
                 f"{r.size:,}" if r.size else "",
                 harness.seconds(r),
                 f"{r.size / r.cpu:,.0f}" if r.size else "",
-                f"{r.cpu / r.size / per_entity:.3g}" if r.size else "",
+                ratio(r, ours),
+                ratio(r, default),
                 *harness.accuracy_cells(r),
             )
         )
@@ -363,6 +385,7 @@ def report(problem: EntityProblem, results: Sequence[Result]) -> str:
         "CPU s",
         "entities / CPU s",
         "time / gdmix",
+        "/ default",
         *harness.ACCURACY_HEADER,
     )
     _, value, norm = problem.reference
@@ -375,6 +398,18 @@ def report(problem: EntityProblem, results: Sequence[Result]) -> str:
             f"largest gradient norm {norm:.0e} of the one at zero.",
         )
     )
+
+
+def measure_threads(title: str, problem: EntityProblem, repeats: int) -> dict[str, Any]:
+    """Compare one thread and two at the default tolerance."""
+    program = Gdmix()
+    program.prepare(problem)
+
+    def fit(threads: int) -> None:
+        program.threads = threads
+        program.fit(DEFAULT_TOLERANCE)
+
+    return harness.two_threads(title, fit, repeats)
 
 
 def main() -> None:
@@ -401,7 +436,7 @@ def main() -> None:
     def fit_tiny() -> None:
         for problem in tiny.values():
             ours.prepare(problem)
-            ours.fit(1e-8)
+            ours.fit(DEFAULT_TOLERANCE)
 
     if options.first_fit:
         print(harness.timed(fit_tiny))
@@ -410,22 +445,33 @@ def main() -> None:
 
     about = harness.machine()
     torch = [TorchBatched()] if harness.installed("torch") else []
+    snapml = [SnapMlBlockDiagonal()] if harness.installed("snapml") else []
+    both: list[Program[EntityProblem]] = [ours, GdmixDefault()]
     make: dict[str, Callable[[], EntityProblem]] = {
         "A": lambda: problem_a(options.entities, options.sample),
         "B": lambda: problem_b(options.entities_b, max(1, options.sample // 5)),
     }
-    parts, content = [], []
+    parts, content, scaling = [], [], []
     for name in make if options.problem == "both" else options.problem:
         problem = make[name]()
         plain = without_offsets(problem)
         contests: list[tuple[EntityProblem, EntityProblem, list[Program[EntityProblem]]]] = [
-            (problem, tiny[name], [DoNothing(), ours, *torch, NumpyNewton(), ScipyAsGdmix()]),
+            (problem, tiny[name], [DoNothing(), *both, *torch, NumpyNewton(), ScipyAsGdmix()]),
             (
                 plain,
                 without_offsets(tiny[name]),
-                [ours, BlockDiagonal("liblinear"), BlockDiagonal("newton-cg"), ScikitLoop()],
+                [
+                    *both,
+                    BlockDiagonal("liblinear"),
+                    BlockDiagonal("newton-cg"),
+                    *snapml,
+                    ScikitLoop(),
+                ],
             ),
         ]
+        harness.say(f"problem {name} on two threads")
+        title = f"{name}, {problem.block.n_entities:,} entities"
+        scaling.append(measure_threads(title, problem, options.repeats))
         for problem, small, programs in contests:
             harness.say(f"problem {problem.name}")
             results = harness.compare(
@@ -446,8 +492,12 @@ def main() -> None:
         harness.machine_list(about),
         f"Up to {options.repeats} runs of each program, taking turns; medians of CPU time.",
     ]
+    parts.append(harness.two_threads_section(scaling))
     print("\n\n".join(head + parts + harness.start_up_section(started)))
-    harness.write_json(options.json, {"machine": about, "start up": started, "problems": content})
+    harness.write_json(
+        options.json,
+        {"machine": about, "start up": started, "threads": scaling, "problems": content},
+    )
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 For each number of entities, rows are written to a Parquet file (geometric rows with mean 10, 10
 features a row out of 32 per entity, from a global space of 10,000), and one run of the command
 line trains a global model and one random effect on them, in a process of its own. Reported: wall
-and CPU time of the process, per row too, its peak resident memory, the size of the file and of the
-run folder. All arrays are in memory.
+and CPU time of the process, per row too, its peak resident memory, the size of the file, of the
+scratch files at their largest, and of the run folder.
 
     python benchmarks/scale.py --entities 100000 300000 1000000
+    python benchmarks/scale.py --entities 10000000 --memory-limit 4GB
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -45,7 +47,9 @@ class Measured:
     cpu_seconds: float
     peak_resident: int
     file_bytes: int
+    scratch_bytes: int
     run_bytes: int
+    memory_limit: str | None
 
 
 def write_rows(path: Path, entities: int, seed: int) -> int:
@@ -93,7 +97,7 @@ def _chunk(
     )
 
 
-def configuration(folder: Path) -> Path:
+def configuration(folder: Path, memory_limit: str | None) -> Path:
     """Write the run's YAML file."""
     tree = {
         "task": "logistic_regression",
@@ -105,19 +109,25 @@ def configuration(folder: Path) -> Path:
         },
         "metrics": ["auc"],
         "output": str(folder / "run"),
+        "memory_limit": memory_limit,
     }
     path = folder / "run.yaml"
     path.write_text(json.dumps(tree))  # JSON is YAML
     return path
 
 
-def measure(folder: Path, entities: int, rows: int) -> Measured:
+def measure(folder: Path, entities: int, rows: int, memory_limit: str | None) -> Measured:
     """Train in a process of its own."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     command = [sys.executable, "-m", "gdmix", "train", "--quiet"]
     started = time.perf_counter()
-    with subprocess.Popen([*command, str(configuration(folder))]) as process:
-        _, status, usage = os.wait4(process.pid, 0)
+    largest = 0
+    with subprocess.Popen([*command, str(configuration(folder, memory_limit))]) as process:
+        pid = 0
+        while not pid:
+            time.sleep(0.1)
+            largest = max(largest, size_of(folder / ".run.unfinished" / "scratch"))
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"the run of {entities:,} entities failed")
@@ -129,14 +139,25 @@ def measure(folder: Path, entities: int, rows: int) -> Measured:
         usage.ru_utime + usage.ru_stime,
         usage.ru_maxrss * kibibytes,
         (folder / "rows.parquet").stat().st_size,
-        sum(f.stat().st_size for f in (folder / "run").rglob("*") if f.is_file()),
+        largest,
+        size_of(folder / "run"),
+        memory_limit,
     )
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder, which may be changing."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def report(results: list[Measured]) -> str:
     """Lay the measurements out."""
     header = ["entities", "rows", "wall s", "CPU s", "CPU µs/row"]
-    header += ["peak RSS GB", "file GB", "run folder GB"]
+    header += ["memory limit", "peak RSS GB", "file GB", "scratch GB", "run folder GB"]
     body = [
         [
             f"{r.entities:,}",
@@ -144,8 +165,10 @@ def report(results: list[Measured]) -> str:
             f"{r.wall_seconds:.0f}",
             f"{r.cpu_seconds:.0f}",
             f"{1e6 * r.cpu_seconds / r.rows:.2f}",
+            r.memory_limit or "default",
             f"{r.peak_resident / 1e9:.2f}",
             f"{r.file_bytes / 1e9:.2f}",
+            f"{r.scratch_bytes / 1e9:.2f}",
             f"{r.run_bytes / 1e9:.2f}",
         ]
         for r in results
@@ -160,6 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--entities", type=int, nargs="+", default=[100_000])
     parser.add_argument("--folder", type=Path, help="scratch space, default: a temporary folder")
+    parser.add_argument("--memory-limit", help="such as 4GB")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results = []
@@ -168,7 +192,7 @@ def main() -> None:
         write_rows(folder / "v.parquet", VALIDATION_ENTITIES, seed=2)
         for entities in arguments.entities:
             rows = write_rows(folder / "rows.parquet", entities, seed=1)
-            results.append(measure(folder, entities, rows))
+            results.append(measure(folder, entities, rows, arguments.memory_limit))
             say(report(results[-1:]))
     about = machine()
     print(machine_list(about))

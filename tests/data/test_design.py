@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gdmix.config import FeatureBag
 from gdmix.data.design import EncodedBag, RowProblem, encode_bag
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
-from gdmix.glm.matrix import CsrStack
+from gdmix.glm.matrix import CsrMatrix, CsrStack
 
 STRUCT = pa.struct({"name": pa.string(), "term": pa.string(), "value": pa.float32()})
 DICTIONARY = pa.dictionary(pa.int8(), pa.string())
@@ -133,6 +133,13 @@ def lengths_differ(row: dict[str, Any]) -> bool:
     return "w_indices" in row and len(row["w_indices"] or []) != len(row["w_values"] or [])
 
 
+def without_zeros(dense: CsrMatrix) -> CsrMatrix:
+    matrix = dense.sparse()
+    stored = matrix.values != 0
+    ends = np.concatenate(([0], np.cumsum(stored)))[matrix.indptr]
+    return CsrMatrix(ends, matrix.indices[stored], matrix.values[stored], matrix.n_columns)
+
+
 def rows_of(encoded: EncodedBag) -> list[dict[int, float]]:
     m = encoded.matrix
     spans = zip(m.indptr[:-1], m.indptr[1:], strict=True)
@@ -153,7 +160,7 @@ def encode_all(batches: list[pa.RecordBatch], bag: FeatureBag, index: FeatureInd
     parts = [encode_bag(batch, bag, index) for batch in batches]
     stack, problems, first = CsrStack(len(index)), {}, 0
     for part in parts:
-        stack.append(part.matrix)
+        stack.append(without_zeros(part.matrix) if part.matrix.is_dense else part.matrix)
         for p in part.problems:
             rows, example = problems.get((p.column, p.what), (p.rows[:0], p.example))
             problems[p.column, p.what] = (np.concatenate([rows, p.rows + first]), example)

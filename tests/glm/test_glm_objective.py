@@ -18,8 +18,11 @@ from gdmix.glm.objective import (
     add_hessian,
     add_hessian_diagonal,
     add_hessian_product,
+    add_hessian_product_paired,
     add_margins,
+    add_scaled,
     add_transposed,
+    curvature_change,
     dot,
     margins,
     rounding_floor,
@@ -48,6 +51,13 @@ def cases(draw: st.DrawFn) -> Case:
     matrix = csr(np.vstack([before, features]).astype(float), rng)
     dense = with_intercept(features.astype(float), bool(intercept))
     rows = (n, matrix.indptr[3:], matrix.indices, matrix.values, intercept)
+    if n and d and draw(st.booleans()):
+        # All columns in every row, the rows anywhere in the values, and some of them shared.
+        own = rng.integers(0, n, n)
+        table = np.concatenate([[7.0], features[rng.permutation(n)].ravel()]).astype(np.float32)
+        starts = np.append(1 + own * d, 0)
+        dense = with_intercept(table[1:].reshape(n, d)[own].astype(float), bool(intercept))
+        rows = (n, starts, np.empty(0, np.uint32), table, intercept)
     return Case(rng, dense, intercept, rows)
 
 
@@ -87,7 +97,7 @@ def test_hessian(case: Case) -> None:
     expected = start.copy()
     expected[:d, :d] += np.tril(case.dense.T @ (d2[:, None] * case.dense))
     out = start.copy()
-    add_hessian(*case.rows, d2, out)
+    add_hessian(*case.rows, d2, d - 1, out)
     close(out, expected)
 
     diagonal = start[0, :d].copy()
@@ -98,6 +108,11 @@ def test_hessian(case: Case) -> None:
     add_hessian_product(*case.rows, d2, direction, z, product)
     close(z, case.dense @ direction)
     close(product, start[1, :d] + case.dense.T @ (d2 * (case.dense @ direction)))
+
+    z, pairs = np.full(n, np.nan), np.column_stack((direction, start[1, :d]))
+    add_hessian_product_paired(*case.rows, d2, z, pairs)
+    close(z, case.dense @ direction)
+    close(pairs, np.column_stack((direction, product)))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -129,6 +144,17 @@ def test_dot_uses_only_the_first_entries() -> None:
     a, b = np.arange(5.0), np.arange(5.0)
     assert dot(3, a, b) == 5.0
     assert dot(0, a, b) == 0.0
+
+
+def test_add_scaled_changes_only_the_first_entries() -> None:
+    y = np.ones(4)
+    add_scaled(3, 2.0, np.arange(4.0), y)
+    assert y.tolist() == [1.0, 3.0, 5.0, 1.0]
+
+
+def test_curvature_change_is_the_sum_of_absolute_differences() -> None:
+    change, total = curvature_change(2, np.array([1.0, 4.0, 9.0]), np.array([3.0, 3.0, 0.0]))
+    assert (change, total) == (3.0, 5.0)
 
 
 # --- Cholesky -------------------------------------------------------------------------------

@@ -75,6 +75,11 @@ class _Entries:
     values: NDArray[np.float32]
 
 
+def is_dense_bag(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> bool:
+    """Whether a bag is made of fixed-size lists alone: its matrix is then dense."""
+    return all(source.kind == "dense" for source in bag_sources(bag, types))
+
+
 def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
     """Return the design matrix of a bag for the rows of a batch."""
     types: Mapping[str, pa.DataType] = {f.name: f.type for f in batch.schema}
@@ -84,6 +89,9 @@ def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> E
         _only_finite(source, _entries(batch, source, bag, index, problems), problems)
         for source in sources
     ]
+    unknown = sum(int(np.count_nonzero((e.columns < 0) & (e.values != 0))) for e in entries)
+    if is_dense_bag(bag, types):
+        return EncodedBag(_dense_matrix(batch.num_rows, entries, len(index)), problems, unknown)
     matrix, repeated = _assemble(batch.num_rows, entries, len(index))
     twice = np.flatnonzero(repeated >= 0)
     if twice.size:
@@ -92,8 +100,21 @@ def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> E
         name, term = index.names[first].as_py(), index.terms[first].as_py()
         example = f"feature '{name}'" + (f", term '{term}'" if term else "")
         problems.append(RowProblem(column, "a feature that stands twice", twice, example))
-    unknown = sum(int(np.count_nonzero((e.columns < 0) & (e.values != 0))) for e in entries)
     return EncodedBag(matrix, problems, unknown)
+
+
+def _dense_matrix(n: int, sources: list[_Entries], n_columns: int) -> CsrMatrix:
+    """Return the matrix of all columns; a row without a list is all 0."""
+    table = np.zeros((n, n_columns), np.float32)
+    for entries in sources:
+        present = np.flatnonzero(entries.counts)
+        if present.size:
+            width = entries.values.size // present.size
+            columns = entries.columns[:width]
+            known = columns >= 0
+            block = entries.values.reshape(-1, width)[:, known]
+            table[np.ix_(present, columns[known])] = block
+    return CsrMatrix.dense(table, np.arange(n))
 
 
 def _entries(

@@ -132,7 +132,7 @@ def _factorize_range(
             hessian = flat.reshape((side, side))
             for j in range(side):
                 hessian[j, j] = penalty[own.start + j]
-            add_hessian(b - a, rows, indices, values, intercept, d2[a:b], hessian)
+            add_hessian(b - a, rows, indices, values, intercept, d2[a:b], side - 1, hessian)
             cholesky.factorize(side, hessian, penalty[own])
 
 

@@ -22,6 +22,7 @@ from gdmix.glm import cholesky
 from gdmix.glm.compiled import kernel
 from gdmix.glm.line_search import search
 from gdmix.glm.losses import evaluate_rows, labels_of_one_class
+from gdmix.glm.objective import add_dense_row, is_dense
 from gdmix.glm.primal_newton import MAX_INTERCEPT_STEP
 from gdmix.glm.status import CONVERGED, MAX_ITERATIONS, SEPARATED, STALLED
 
@@ -68,8 +69,8 @@ def solve_dual(
     tolerance
         Relative to the gradient's norm at zero coefficients.
     rows, dense, kernel_matrix, factor
-        Scratch: (ROW_BUFFERS, >= n), (n, >= slopes) rows of zeros (left as zeros),
-        (>= n, >= n) twice.
+        Scratch: (ROW_BUFFERS, >= n), (n, >= slopes) rows of zeros (left as zeros; not used
+        where every row holds every column), (>= n, >= n) twice.
     report
         (2,): filled with the number of iterations and the final gradient norm.
 
@@ -86,7 +87,12 @@ def solve_dual(
     free = intercept != 0.0 and intercept_l2 == 0.0
     endless = free and labels_of_one_class(loss, n, y, w)
     shared = intercept * intercept / intercept_l2 if intercept_l2 > 0.0 else 0.0
-    _form_kernel(n, indptr, indices, values, theta.size - 1, 1.0 / l2, shared, dense, kernel_matrix)
+    n_slopes = theta.size - 1
+    all_columns = is_dense(indices, values)
+    if all_columns:
+        _form_dense_kernel(n, indptr, values, n_slopes, 1.0 / l2, shared, kernel_matrix)
+    else:
+        _form_kernel(n, indptr, indices, values, n_slopes, 1.0 / l2, shared, dense, kernel_matrix)
 
     c = 0.0
     for i in range(n):
@@ -206,6 +212,9 @@ def solve_dual(
     for i in range(n):
         scaled = a[i] / l2
         total += a[i]
+        if all_columns:
+            add_dense_row(scaled, indptr[i], values, slopes)
+            continue
         for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             slopes[indices[q]] += scaled * values[q]
     if free:
@@ -266,5 +275,49 @@ def _form_kernel(
         row = dense[i]
         for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             row[indices[q]] = 0.0
+        for j in range(i):
+            kernel_matrix[j, i] = kernel_matrix[i, j]
+
+
+@kernel
+def _form_dense_kernel(
+    n: int,
+    indptr: NDArray[np.int64],
+    values: NDArray[np.float32],
+    n_slopes: int,
+    inverse_l2: float,
+    shared: float,
+    kernel_matrix: NDArray[np.float64],
+) -> None:
+    """Do as `_form_kernel`, of rows that hold every column."""
+    for i in range(n):
+        row = values[indptr[i] : indptr[i] + n_slopes]
+        target = kernel_matrix[i]
+        j = 0
+        while j + 4 <= i + 1:
+            r0 = values[indptr[j] : indptr[j] + n_slopes]
+            r1 = values[indptr[j + 1] : indptr[j + 1] + n_slopes]
+            r2 = values[indptr[j + 2] : indptr[j + 2] + n_slopes]
+            r3 = values[indptr[j + 3] : indptr[j + 3] + n_slopes]
+            t0 = t1 = t2 = t3 = 0.0
+            for k in range(n_slopes):
+                v = np.float64(row[k])
+                t0 += v * r0[k]
+                t1 += v * r1[k]
+                t2 += v * r2[k]
+                t3 += v * r3[k]
+            target[j] = t0 * inverse_l2 + shared
+            target[j + 1] = t1 * inverse_l2 + shared
+            target[j + 2] = t2 * inverse_l2 + shared
+            target[j + 3] = t3 * inverse_l2 + shared
+            j += 4
+        while j <= i:
+            other = values[indptr[j] : indptr[j] + n_slopes]
+            t0 = 0.0
+            for k in range(n_slopes):
+                t0 += np.float64(row[k]) * other[k]
+            target[j] = t0 * inverse_l2 + shared
+            j += 1
+    for i in range(n):
         for j in range(i):
             kernel_matrix[j, i] = kernel_matrix[i, j]

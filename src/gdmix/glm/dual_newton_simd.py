@@ -17,6 +17,7 @@ from gdmix.glm.compiled import kernel
 from gdmix.glm.dual_newton import MAX_KERNEL
 from gdmix.glm.line_search import ARMIJO
 from gdmix.glm.losses import evaluate_each
+from gdmix.glm.objective import add_dense_row, is_dense
 from gdmix.glm.simd import (
     LANES,
     add,
@@ -153,6 +154,7 @@ def _solve_four(
     move, slope, a_k_step, step_k_step = scalars[4], scalars[5], scalars[6], scalars[7]
     a_k_a = scalars[8]
 
+    all_columns = is_dense(indices, values)
     n, slopes = 0, 0
     for lane in range(LANES):
         e = entities[lane]
@@ -171,6 +173,11 @@ def _solve_four(
             w[LANES * i + lane] = weight[first + i]
             o[LANES * i + lane] = offset[first + i]
             own = dense[LANES * i * slopes + lane :]
+            if all_columns:
+                row = values[indptr[first + i] : indptr[first + i] + slopes]
+                for j in range(slopes):
+                    own[LANES * j] = row[j]
+                continue
             for q in range(np.uint64(indptr[first + i]), np.uint64(indptr[first + i + 1])):
                 own[np.uint64(indices[q]) * np.uint64(LANES)] = values[q]
     shared = intercept * intercept / intercept_l2 if intercept_l2 > 0.0 else 0.0
@@ -269,6 +276,9 @@ def _solve_four(
             dual = a[LANES * i + lane]
             total += dual
             scaled = dual / l2
+            if all_columns:
+                add_dense_row(scaled, indptr[first + i], values, own)
+                continue
             for q in range(np.uint64(indptr[first + i]), np.uint64(indptr[first + i + 1])):
                 own[indices[q]] += scaled * values[q]
         if intercept_l2 > 0.0:

@@ -25,6 +25,7 @@ from gdmix.glm.dual_newton import solve_dual
 from gdmix.glm.dual_newton_simd import MAX_COEFFICIENTS, MAX_ROWS, solve_by_fours
 from gdmix.glm.large import fit_large
 from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.objective import is_dense
 from gdmix.glm.primal_newton import solve_primal
 from gdmix.glm.status import NOT_FINITE, STALLED, UNSOLVED
 from gdmix.glm.threads import map_threads, split_evenly
@@ -58,7 +59,7 @@ class EntityBlock:
     coefficient_ptr
         (E + 1,) int64.
     indptr, indices, values
-        Compressed sparse rows over all n rows; uint32 local columns; float32.
+        Compressed rows over all n rows, as in `matrix.CsrMatrix`; uint32 local columns; float32.
     response, weight
         (n,) float64, in the block's row order.
     """
@@ -80,6 +81,11 @@ class EntityBlock:
     def n_rows(self) -> int:
         """Number of rows of all entities."""
         return self.indptr.size - 1
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every row holds every column."""
+        return self.indices.size == 0 and self.values.size > 0
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,10 @@ def _penalty(size: int, l2: float, intercept_l2: float) -> F64:
 
 def _entity_problem(block: EntityBlock, e: int) -> tuple[CsrMatrix, slice]:
     own = slice(int(block.row_ptr[e]), int(block.row_ptr[e + 1]))
+    if block.is_dense:
+        starts = block.indptr[own.start : own.stop + 1]
+        width = int(block.coefficient_ptr[1]) - 1
+        return CsrMatrix(starts, block.indices, block.values, width), own
     first, last = block.indptr[own.start], block.indptr[own.stop]
     return (
         CsrMatrix(
@@ -282,6 +292,7 @@ def _solve_range(
 
     The scratch is sized for the largest.
     """
+    dense = is_dense(indices, values)
     most_rows, most_coefficients, side, dual_width = 1, 1, 1, 1
     for k in range(entities.size):
         e = entities[k]
@@ -294,14 +305,14 @@ def _solve_range(
         method = _method(n, d, l2)
         if method == _DUAL:
             side = max(side, n)
-            dual_width = max(dual_width, d)
+            dual_width = max(dual_width, 0 if dense else d)
         if method == _CHOLESKY or d <= MAX_CHOLESKY_COEFFICIENTS:
             side = max(side, d)
     # Rows a multiple of four long keep the vector loops free of remainders.
     side = (side + 7) // 4 * 4
     rows = np.empty((dual_newton.ROW_BUFFERS, most_rows + 4))
     buffers = np.empty((primal_newton.COEFFICIENT_BUFFERS, most_coefficients))
-    dense = np.zeros((MAX_DUAL_ROWS, (dual_width + 7) // 4 * 4))
+    dual_rows = np.zeros((MAX_DUAL_ROWS, (dual_width + 7) // 4 * 4))
     matrix = np.empty((side, side))
     factor = np.empty((side, side))
     penalty = np.full(most_coefficients, l2)
@@ -322,7 +333,7 @@ def _solve_range(
         if method == _DUAL:
             status[e] = solve_dual(
                 loss, n, pointers, indices, values, y, w, o, intercept, intercept_l2, l2,
-                tolerance, max_iterations, theta, rows, dense, matrix, factor, report,
+                tolerance, max_iterations, theta, rows, dual_rows, matrix, factor, report,
             )  # fmt: skip
             solved = status[e] != STALLED
             iterations[e] = np.int32(report[0])

@@ -38,6 +38,8 @@ class PreconditionedMap(Protocol):
 class JointMap:
     """Designs of the same n rows side by side; d is the sum of their columns."""
 
+    roughest = 0.1  # factors make each step dear: better few steps
+
     def __init__(self, parts: Sequence[PreconditionedMap], n_rows: int) -> None:
         self._parts, self._n_rows = parts, n_rows
         self._bounds = np.concatenate(([0], np.cumsum([part.size for part in parts])))
@@ -61,8 +63,8 @@ class JointMap:
         self.passes += 0.5
         return np.concatenate([part.transposed(d1) for part in self._parts])
 
-    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> F64:
-        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``."""
+    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> tuple[F64, F64]:
+        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``; also return ``X step``."""
         inverses = [
             part.preconditioner(d2, own)
             for part, own in zip(self._parts, self.split(penalty), strict=True)
@@ -78,7 +80,7 @@ class JointMap:
             return self.transposed(z) + penalty * direction
 
         step, _ = conjugate_gradients(product, precondition, gradient, target, MAX_INNER_ITERATIONS)
-        return step
+        return step, self.scores(step)
 
     def rounding_floor(self, theta: F64, offset: F64, d1: F64, d2: F64, penalty: F64) -> float:
         """Return the norm below which a gradient is rounding error, as `objective` bounds it."""

@@ -22,11 +22,14 @@ from gdmix.glm.newton import Labels, Minimum, conjugate_gradients, minimize
 from gdmix.glm.objective import (
     add_hessian,
     add_hessian_diagonal,
-    add_hessian_product,
+    add_hessian_product_paired,
+    add_scaled,
     add_transposed,
+    curvature_change,
     margins,
     rounding_floor,
 )
+from gdmix.glm.primal_newton import MAX_DRIFT
 from gdmix.glm.threads import map_threads, split_evenly
 
 F64 = NDArray[np.float64]
@@ -87,7 +90,10 @@ class SparseMap:
     """A sparse design with its intercept, and the parallel kernels over its rows.
 
     Every array named `z`, `d1` or `d2` is (n,); every product with X' is (d,), d = columns + 1.
+    A preconditioner is kept while the curvatures d2 stay about the same.
     """
+
+    roughest = 0.2
 
     def __init__(self, design: CsrMatrix, intercept: bool, threads: int) -> None:
         self._design, self._threads = design, threads
@@ -96,6 +102,8 @@ class SparseMap:
         self.size = design.n_columns + 1
         self.passes = 0.0
         self._buffers = np.empty((len(self._slices), self.size))
+        self._pairs = np.empty((len(self._slices), self.size, 2))
+        self._known_d2: F64 | None = None
         self._direct = (
             self.size <= MAX_DIRECT_COEFFICIENTS
             and design.nnz <= MAX_DIRECT_NNZ_PER_ROW * design.n_rows
@@ -115,14 +123,15 @@ class SparseMap:
             lambda k, a, b: self._apply(add_transposed, a, b, d1[a:b], self._buffers[k])
         )
 
-    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> F64:
-        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``."""
+    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> tuple[F64, F64]:
+        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``; also return ``X step``."""
         if not self._direct:
-            step, solved = self._conjugate_gradient_step(d2, gradient, penalty, target)
+            step, move, solved = self._conjugate_gradient_step(d2, gradient, penalty, target)
             if solved or self.size > MAX_FALLBACK_COEFFICIENTS:
-                return step
+                return step, move
             self._direct = True
-        return self._cholesky(d2, penalty)(-gradient)
+        step = self._cholesky(d2, penalty)(-gradient)
+        return step, self.scores(step)
 
     def preconditioner(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
         """Return the inverse of ``X' diag(d2) X + diag(penalty)``, or of its diagonal."""
@@ -141,30 +150,56 @@ class SparseMap:
         return solve
 
     def _jacobi(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
-        diagonal = self.hessian_diagonal(d2) + penalty
+        if self._drifted(d2):
+            self._diagonal, self._known_d2 = self.hessian_diagonal(d2), memory.copy(d2)
+        diagonal = self._diagonal + penalty
         inverse = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0.0)
         return lambda residual: inverse * residual
 
+    def _drifted(self, d2: F64) -> bool:
+        """Whether the known diagonal of the Hessian is of too different curvatures."""
+        known = self._known_d2
+        if known is None:
+            return True
+        sums = np.zeros((len(self._slices), 2))
+
+        def work(k: int, a: int, b: int) -> None:
+            sums[k] = curvature_change(b - a, d2[a:b], known[a:b])
+
+        self._map(work)
+        change, total = sums.sum(axis=0)
+        return bool(change >= MAX_DRIFT * total)
+
     def _conjugate_gradient_step(
         self, d2: F64, gradient: F64, penalty: F64, target: float
-    ) -> tuple[F64, bool]:
-        z = memory.empty(d2.size)
-        return conjugate_gradients(
-            lambda direction: self.hessian_product(d2, direction, z) + penalty * direction,
-            self._jacobi(d2, penalty),
-            gradient,
-            target,
-            min(2 * self.size + 10, 1000),
-        )
+    ) -> tuple[F64, F64, bool]:
+        z, move = memory.empty(d2.size), memory.zeros(d2.size)
+        length = 0.0  # of the last direction, whose z is not yet in `move`
 
-    def hessian_product(self, d2: F64, direction: F64, z: F64) -> F64:
-        """Fill ``z = X direction``; return ``X' (d2 z)``."""
-        self.passes += 1.0
-        return self._summed(
-            lambda k, a, b: self._apply(
-                add_hessian_product, a, b, d2[a:b], direction, z[a:b], self._buffers[k]
-            )
-        )
+        def gather(k: int, a: int, b: int) -> None:
+            if length != 0.0:
+                add_scaled(b - a, length, z[a:b], move[a:b])
+
+        def product(direction: F64) -> F64:
+            def work(k: int, a: int, b: int) -> None:
+                gather(k, a, b)
+                pairs = self._pairs[k]
+                pairs[:, 0], pairs[:, 1] = direction, 0.0
+                self._apply(add_hessian_product_paired, a, b, d2[a:b], z[a:b], pairs)
+
+            self.passes += 1.0
+            self._map(work)
+            return np.asarray(self._pairs[:, :, 1].sum(axis=0)) + penalty * direction
+
+        def advance(by: float) -> None:
+            nonlocal length
+            length = by
+
+        inverse = self._jacobi(d2, penalty)
+        limit = min(2 * self.size + 10, 1000)
+        step, solved = conjugate_gradients(product, inverse, gradient, target, limit, advance)
+        self._map(gather)
+        return step, move, solved
 
     def hessian_diagonal(self, d2: F64) -> F64:
         """Return the diagonal of ``X' diag(d2) X``."""
@@ -177,7 +212,7 @@ class SparseMap:
         """Return the lower triangle of ``X' diag(d2) X``."""
         self.passes += 1.0
         parts = np.zeros((len(self._slices), self.size, self.size))
-        self._map(lambda k, a, b: self._apply(add_hessian, a, b, d2[a:b], parts[k]))
+        self._map(lambda k, a, b: self._apply(add_hessian, a, b, d2[a:b], self.size - 1, parts[k]))
         return np.asarray(parts.sum(axis=0))
 
     def rounding_floor(self, theta: F64, offset: F64, d1: F64, d2: F64, penalty: F64) -> float:

@@ -13,7 +13,7 @@ from gdmix.glm.compiled import kernel
 
 @dataclass(frozen=True)
 class CsrMatrix:
-    """Compressed sparse rows, without the intercept's column.
+    """Compressed rows, sparse or dense, without the intercept's column.
 
     No row holds a column twice. Values are single precision (features are measured, not
     computed); all arithmetic on them is in double precision. Indices are unsigned because
@@ -22,11 +22,13 @@ class CsrMatrix:
     Attributes
     ----------
     indptr
-        (n + 1,) int64; row i is the slice ``indptr[i]:indptr[i + 1]`` of the next two.
+        (n + 1,) int64; row i is the slice ``indptr[i]:indptr[i + 1]`` of the next two; of a
+        dense matrix it is ``indptr[i]:indptr[i] + n_columns`` of the values, where rows may
+        lie in any order and share values, and the last entry means nothing.
     indices
-        (nnz,) uint32 column numbers.
+        (nnz,) uint32 column numbers; empty in a dense matrix, whose rows hold all columns.
     values
-        (nnz,) float32.
+        float32.
     n_columns
         Number of columns.
     """
@@ -42,12 +44,46 @@ class CsrMatrix:
         return self.indptr.size - 1
 
     @property
+    def is_dense(self) -> bool:
+        """Whether every row holds every column."""
+        return self.indices.size == 0 and self.values.size > 0
+
+    @property
     def nnz(self) -> int:
-        """Number of stored values."""
-        return self.indices.size
+        """Number of values in all rows."""
+        return self.n_rows * self.n_columns if self.is_dense else self.indices.size
+
+    @staticmethod
+    def dense(table: NDArray[np.float32], rows: NDArray[np.int64]) -> CsrMatrix:
+        """Return the matrix whose row i is ``table[rows[i]]``, of a table (m, columns)."""
+        starts = memory.zeros(rows.size + 1, np.int64)
+        np.multiply(rows, table.shape[1], out=starts[:-1])
+        return CsrMatrix(starts, np.empty(0, np.uint32), table.reshape(-1), table.shape[1])
+
+    def sparse(self) -> CsrMatrix:
+        """Return the matrix with its columns' numbers."""
+        if not self.is_dense:
+            return self
+        n, d = self.n_rows, self.n_columns
+        indptr = memory.empty(n + 1, np.int64)
+        np.multiply(np.arange(n + 1), d, out=indptr)
+        indices = memory.empty(n * d, np.uint32)
+        values = memory.empty(n * d, np.float32)
+        _spread_rows(self.indptr, self.values, d, indices, values)
+        return CsrMatrix(indptr, indices, values, d)
+
+    def widened(self, n_columns: int) -> CsrMatrix:
+        """Return the matrix with columns added at its end that no row has."""
+        if n_columns == self.n_columns:
+            return self
+        matrix = self.sparse()
+        return CsrMatrix(matrix.indptr, matrix.indices, matrix.values, n_columns)
 
     def take(self, rows: NDArray[np.int64]) -> CsrMatrix:
         """Return the given rows, in the given order."""
+        if self.is_dense:
+            starts = np.append(self.indptr[rows], 0)
+            return CsrMatrix(starts, self.indices, self.values, self.n_columns)
         counts = np.diff(self.indptr)[rows]
         indptr = np.concatenate(([0], np.cumsum(counts)))
         starts = np.repeat(self.indptr[rows] - indptr[:-1], counts)
@@ -62,9 +98,10 @@ class CsrMatrix:
 
     @staticmethod
     def hstack(matrices: list[CsrMatrix]) -> CsrMatrix:
-        """Put matrices of the same number of rows side by side."""
+        """Put matrices of the same number of rows side by side: sparse, if there are several."""
         if len(matrices) == 1:
             return matrices[0]
+        matrices = [matrix.sparse() for matrix in matrices]
         counts = np.diff(matrices[0].indptr)
         for matrix in matrices[1:]:
             counts += np.diff(matrix.indptr)
@@ -104,6 +141,20 @@ class CsrStack:
         """Return the matrix."""
         ends, indices, values = (s.finish() for s in (self._ends, self._indices, self._values))
         return CsrMatrix(ends, indices, values, self._n_columns)
+
+
+@kernel
+def _spread_rows(
+    starts: NDArray[np.int64],
+    values: NDArray[np.float32],
+    d: int,
+    new_indices: NDArray[np.uint32],
+    new_values: NDArray[np.float32],
+) -> None:
+    for i in range(starts.size - 1):
+        for j in range(d):
+            new_indices[i * d + j] = j
+            new_values[i * d + j] = values[starts[i] + j]
 
 
 @kernel

@@ -32,6 +32,8 @@ class LinearMap(Protocol):
 
     size: int
     passes: float
+    roughest: float
+    """Residual of a Newton step, relative, that will do far from the optimum."""
 
     def scores(self, theta: F64) -> F64:
         """Return ``X theta``, (n,)."""
@@ -39,8 +41,8 @@ class LinearMap(Protocol):
     def transposed(self, d1: F64) -> F64:
         """Return ``X' d1``, (d,)."""
 
-    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> F64:
-        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``.
+    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> tuple[F64, F64]:
+        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``; also return ``X step``.
 
         Parameters
         ----------
@@ -175,14 +177,14 @@ def minimize(
 
         # Far from the optimum a rough step will do (Nocedal & Wright 2006, section 7.1); a
         # quadratic objective needs one step, so that one is made accurate.
-        rough = min(0.1, (norm / max(reference, norm)) ** 0.5)
+        rough = min(design.roughest, (norm / max(reference, norm)) ** 0.5)
         accuracy = 0.0 if labels.loss == SQUARED else rough
         target = max(accuracy * norm, 0.3 * tolerance * reference)
-        step = design.newton_step(d2, gradient, penalty, target)
+        step, move = design.newton_step(d2, gradient, penalty, target)
         if endless and abs(step[0]) > MAX_INTERCEPT_STEP:
-            step *= MAX_INTERCEPT_STEP / abs(step[0])
-
-        move = design.scores(step)
+            shrink = MAX_INTERCEPT_STEP / abs(step[0])
+            step *= shrink
+            move *= shrink
         slope = _inner(gradient, step)
         noise = 1e-13 * abs(value + 0.5 * _inner(theta, penalty * theta))
         below_noise = -slope <= noise
@@ -260,6 +262,7 @@ def conjugate_gradients(
     gradient: F64,
     target: float,
     max_iterations: int,
+    advance: Callable[[float], object] = lambda length: None,
 ) -> tuple[F64, bool]:
     """Solve ``H step = -gradient``; also return whether the residual's norm fell to `target`.
 
@@ -269,6 +272,9 @@ def conjugate_gradients(
         Multiplies by H.
     precondition
         Multiplies by an approximate inverse of H.
+    advance
+        Called when the step has moved by so many times the direction of the last `product`: a
+        caller can gather ``X step`` there.
     """
     step = np.zeros_like(gradient)
     residual = -gradient
@@ -281,6 +287,7 @@ def conjugate_gradients(
             break
         length = fit / curvature
         step += length * direction
+        advance(length)
         residual -= length * image
         if _norm(residual) <= target:
             return step, True

@@ -3,7 +3,9 @@
 The step solves ``H step = -gradient``: by Cholesky where the features are few, else by
 conjugate gradients with a Jacobi preconditioner, stopped early while far from the optimum
 (Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.1). The line search is Armijo's
-on the margins: a trial step costs no pass over the features.
+on the margins: a trial step costs no pass over the features. Passes are what conjugate gradients
+cost, so they gather the move of the margins on their way, and keep a preconditioner while it will
+do.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from gdmix.glm.objective import (
     add_hessian_diagonal,
     add_hessian_product,
     add_margins,
+    add_scaled,
     add_transposed,
+    curvature_change,
     dot,
     margins,
     rounding_floor,
@@ -31,10 +35,12 @@ from gdmix.glm.status import CONVERGED, MAX_ITERATIONS, SEPARATED, STALLED
 
 F64 = NDArray[np.float64]
 
-ROW_BUFFERS = 7
+ROW_BUFFERS = 9
 COEFFICIENT_BUFFERS = 7
 # Where conjugate gradients give up, Cholesky takes over up to this size.
 MAX_FALLBACK_COEFFICIENTS = 1024
+# A preconditioner is kept until the rows' curvatures have changed by this share of their sum.
+MAX_DRIFT = 0.25
 # An intercept without a finite optimum moves at most this far in one step, so that it stops
 # soon after its gradient has met the tolerance.
 MAX_INTERCEPT_STEP = 5.0
@@ -86,6 +92,7 @@ def solve_primal(
     d = theta.size
     z, d1, d2 = rows[0], rows[1], rows[2]
     new_z, new_d1, new_d2, move = rows[3], rows[4], rows[5], rows[6]
+    margin, known_d2 = rows[7], rows[8]
     gradient, step = coefficients[0][:d], coefficients[1][:d]
 
     # The reference of the stopping rule: the gradient at zero coefficients.
@@ -100,9 +107,13 @@ def solve_primal(
     if warm:
         add_margins(n, indptr, indices, values, intercept, theta, offset, z)
         value = evaluate_rows(loss, n, z, y, w, d1, d2)
+        gradient[:] = 0.0
+        add_transposed(n, indptr, indices, values, intercept, d1, gradient)
     else:
         for i in range(n):
             z[i] = offset[i]
+    for i in range(n):
+        known_d2[i] = 0.0
 
     endless = intercept != 0.0 and penalty[0] == 0.0 and labels_of_one_class(loss, n, y, w)
     status = MAX_ITERATIONS
@@ -110,8 +121,6 @@ def solve_primal(
     below_noise = False
     iteration = 0
     while True:
-        gradient[:] = 0.0
-        add_transposed(n, indptr, indices, values, intercept, d1, gradient)
         norm_squared = 0.0
         size_squared = 0.0
         for j in range(d):
@@ -132,10 +141,13 @@ def solve_primal(
 
         if not direct:
             # A quadratic objective needs one step, so that one is made accurate.
-            accuracy = 0.0 if loss == SQUARED else min(0.1, math.sqrt(norm / max(reference, norm)))
+            accuracy = 0.0 if loss == SQUARED else min(0.3, math.sqrt(norm / max(reference, norm)))
+            _update_preconditioner(
+                n, indptr, indices, values, intercept, d2, penalty, known_d2, coefficients[6][:d]
+            )
             solved = _conjugate_gradient_step(
                 n, indptr, indices, values, intercept, d2, penalty, gradient,
-                max(accuracy * norm, 0.3 * tolerance * reference), step, move, coefficients,
+                max(accuracy * norm, 0.3 * tolerance * reference), step, move, margin, coefficients,
             )  # fmt: skip
             if not solved and d <= MAX_FALLBACK_COEFFICIENTS:
                 direct = True
@@ -144,10 +156,13 @@ def solve_primal(
             _cholesky_step(
                 n, indptr, indices, values, intercept, d2, penalty, gradient, hessian, step
             )
+            margins(n, indptr, indices, values, intercept, step, move)
         if endless and abs(step[0]) > MAX_INTERCEPT_STEP:
             shrink = MAX_INTERCEPT_STEP / abs(step[0])
             for j in range(d):
                 step[j] *= shrink
+            for i in range(n):
+                move[i] *= shrink
 
         slope = 0.0
         cross = 0.0
@@ -156,7 +171,6 @@ def solve_primal(
             slope += gradient[j] * step[j]
             cross += penalty[j] * theta[j] * step[j]
             curvature += penalty[j] * step[j] * step[j]
-        margins(n, indptr, indices, values, intercept, step, move)
         objective = value + 0.5 * size_squared
         noise = 1e-13 * abs(objective)
         below_noise = -slope <= noise
@@ -172,6 +186,8 @@ def solve_primal(
         d1, new_d1 = new_d1, d1
         d2, new_d2 = new_d2, d2
         value = new_value
+        gradient[:] = 0.0
+        add_transposed(n, indptr, indices, values, intercept, d1, gradient)
 
     if status != CONVERGED and norm <= rounding_floor(
         n, indptr, indices, values, intercept, theta, offset, d1, d2, penalty
@@ -206,11 +222,42 @@ def _cholesky_step(
         for j in range(i):
             row[j] = 0.0
         row[i] = penalty[i]
-    add_hessian(n, indptr, indices, values, intercept, d2, hessian)
+    add_hessian(n, indptr, indices, values, intercept, d2, d - 1, hessian)
     cholesky.factorize(d, hessian, penalty)
     for j in range(d):
         step[j] = -gradient[j]
     cholesky.solve(d, hessian, step)
+
+
+@kernel
+def _update_preconditioner(
+    n: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    intercept: float,
+    d2: F64,
+    penalty: F64,
+    known_d2: F64,
+    inverse: F64,
+) -> None:
+    """Make `inverse` that of the Hessian's diagonal, unless it still is, nearly.
+
+    Parameters
+    ----------
+    known_d2
+        The d2 that `inverse` was made from; zeros before the first time.
+    """
+    change, total = curvature_change(n, d2, known_d2)
+    if change < MAX_DRIFT * total:
+        return
+    for i in range(n):
+        known_d2[i] = d2[i]
+    for j in range(inverse.size):  # not inverse[:] = penalty: that takes three seconds to compile
+        inverse[j] = penalty[j]
+    add_hessian_diagonal(n, indptr, indices, values, intercept, d2, inverse)
+    for j in range(inverse.size):
+        inverse[j] = 1.0 / inverse[j] if inverse[j] > 0.0 else 0.0
 
 
 @kernel
@@ -225,10 +272,18 @@ def _conjugate_gradient_step(
     gradient: F64,
     target: float,
     step: F64,
+    move: F64,
     margin: F64,
     coefficients: NDArray[np.float64],
 ) -> bool:
     """Solve ``H step = -gradient`` until the residual's norm is at most `target`.
+
+    Parameters
+    ----------
+    move
+        Filled with ``X step``.
+    margin, coefficients
+        Scratch; but ``coefficients[6]`` is the preconditioner.
 
     Returns
     -------
@@ -238,12 +293,10 @@ def _conjugate_gradient_step(
     d = step.size
     residual, direction, product = coefficients[2], coefficients[3][:d], coefficients[4][:d]
     scaled, inverse = coefficients[5], coefficients[6][:d]
-    for j in range(d):  # not inverse[:] = penalty, which takes three seconds to compile
-        inverse[j] = penalty[j]
-    add_hessian_diagonal(n, indptr, indices, values, intercept, d2, inverse)
+    for i in range(n):
+        move[i] = 0.0
     fit = 0.0
     for j in range(d):
-        inverse[j] = 1.0 / inverse[j] if inverse[j] > 0.0 else 0.0
         step[j] = 0.0
         residual[j] = -gradient[j]
         direction[j] = inverse[j] * residual[j]
@@ -256,6 +309,7 @@ def _conjugate_gradient_step(
         if curvature <= 0.0:
             return False
         length = fit / curvature
+        add_scaled(n, length, margin, move)
         norm_squared = 0.0
         next_fit = 0.0
         for j in range(d):

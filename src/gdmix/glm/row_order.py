@@ -8,6 +8,7 @@ pass that reads in order and writes to a few places in turn; within a part they 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +97,7 @@ def order_rows(
     part_ptr = row_ptr[first]
     _part_rows(entity, first, part)
     parted = memory.empty(m, np.int32)
-    _part_entities(part, part_ptr[:-1].copy(), entity, parted)
+    _part_values(part, part_ptr[:-1].copy(), entity, parted)
     _place_rows(parted, cursor, order)
     return row_ptr, RowOrder(entity.size, order, part, part_ptr)
 
@@ -105,6 +106,10 @@ def part_matrix(design: CsrMatrix, rows: RowOrder) -> CsrMatrix:
     """Return a matrix with its rows parted."""
     if rows.part is None:
         return design
+    if design.is_dense:
+        starts = memory.zeros(rows.order.size + 1, np.int64)
+        _part_values(rows.part, rows.part_ptr[:-1].copy(), design.indptr, starts)
+        return CsrMatrix(starts, design.indices, design.values, design.n_columns)
     counts = memory.zeros(rows.order.size + 1, np.int64)
     _part_counts(rows.part, rows.part_ptr[:-1].copy(), design.indptr, counts[1:])
     np.cumsum(counts, out=counts)
@@ -147,18 +152,9 @@ def _part_rows(entity: NDArray[np.int32], first: I64, part: NDArray[np.uint8]) -
 
 
 @kernel
-def _part_entities(
-    part: NDArray[np.uint8], next_row: I64, entity: NDArray[np.int32], parted: NDArray[np.int32]
+def _part_values(
+    part: NDArray[np.uint8], next_row: I64, x: NDArray[Any], parted: NDArray[Any]
 ) -> None:
-    for i in range(part.size):
-        p = part[i]
-        if p != _NO_PART:
-            parted[next_row[p]] = entity[i]
-            next_row[p] += 1
-
-
-@kernel
-def _part_values(part: NDArray[np.uint8], next_row: I64, x: F64, parted: F64) -> None:
     for i in range(part.size):
         p = part[i]
         if p != _NO_PART:

@@ -9,7 +9,7 @@ from gdmix import memory
 from gdmix.glm.compiled import kernel
 from gdmix.glm.entities import EntityBlock
 from gdmix.glm.matrix import CsrMatrix
-from gdmix.glm.objective import margins
+from gdmix.glm.objective import is_dense, margins
 from gdmix.glm.threads import map_threads, split_evenly
 
 F64 = NDArray[np.float64]
@@ -140,6 +140,7 @@ def _score_random_range(
     coefficients: F64,
     z: F64,
 ) -> None:
+    dense = is_dense(row_indices, row_values)
     for i in range(first, last):
         e = entity[i]
         total = 0.0
@@ -147,6 +148,13 @@ def _score_random_range(
             start, stop = indptr[e], indptr[e + 1]
             if start < stop and columns[start] == 0:
                 total = coefficients[start]
+            if dense:
+                row = row_values[row_indptr[i] :]
+                for k in range(start, stop):
+                    if columns[k] > 0:
+                        total += row[columns[k] - np.uint32(1)] * coefficients[k]
+                z[i] = total
+                continue
             for q in range(row_indptr[i], row_indptr[i + 1]):
                 wanted = row_indices[q] + np.uint32(1)
                 low, high = start, stop
