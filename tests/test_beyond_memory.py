@@ -43,6 +43,7 @@ def coefficients(folder: Path) -> dict[str, np.ndarray]:
         {},
         {"solver": "joint", "threads": "1"},
         {"validate": "drop", "columns__weight": "level"},
+        {"coordinates__per-user__max_active_rows": "20", "solver": "joint"},
         {"data__validation": "null", "metrics": "[auc:user, logloss]"},
     ],
 )

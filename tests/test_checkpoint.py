@@ -62,11 +62,17 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Any:
     return stopper
 
 
+LIMITS = {
+    "coordinates__per-user__max_active_rows": "20",
+    "coordinates__per-user__min_active_rows": "15",
+    "coordinates__per-item__max_active_rows": "30",
+}
 SETTINGS: list[dict[str, str]] = [
     {},
     {"select": "best", "metrics": "[logloss]"},
     {"tolerance": "1e-3", "passes": "30"},
     {"solver": "joint"},
+    LIMITS,
     {"task": "poisson_regression", "columns__response": "count", "metrics": "[poisson_loss]"},
 ]
 

@@ -19,7 +19,7 @@ from gdmix import RunConfig, __version__, cli
 from gdmix.data import movielens
 from gdmix.runs import run
 
-COMMANDS = ("train", "score", "evaluate", "inspect", "compare", "warmup", "example")
+COMMANDS = ("train", "score", "evaluate", "inspect", "compare", "warmup", "example", "convert")
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -209,6 +209,9 @@ def test_after_warmup_nothing_is_left_to_compile(project: Path) -> None:
     for arguments in (
         ("warmup",),
         ("train", "run.yaml", "--set", "metrics=[auc, aupr, auc:user, mrr:user, precision@2:item]"),
+        ("train", "run.yaml", "-o", "runs/two", "--set", "initial_model=runs/one", "--set",
+         "coordinates.per-user.max_active_rows=20", "--set",
+         "coordinates.per-user.min_active_rows=18", "--set", "coordinates.per-item.locked=true"),
         ("train", "run.yaml", "--overwrite", "--set", "task=poisson_regression",
          "--set", "columns.response=count", "--set", "metrics=[poisson_loss, mae]"),
         ("score", "runs/one", "validation.parquet", "-o", "s.parquet"),
@@ -378,7 +381,7 @@ def test_out_of_memory(project: Path, gdmix: Cli, monkeypatch: Any) -> None:
     assert list((project / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS, "example movielens"])
+@pytest.mark.parametrize("name", ["", *COMMANDS, "example movielens", "convert features"])
 def test_help_fits_80_columns_and_is_not_cut(gdmix: Cli, name: str) -> None:
     code, out, _ = gdmix(*name.split(), "--help")
     lines = out.splitlines()

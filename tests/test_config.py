@@ -78,7 +78,7 @@ class TestYaml:
         assert isinstance(second, RandomEffect)
         assert (second.name, second.features, second.tolerance) == ("per-user", ("tags",), 1e-6)
         assert (third.features, third.l2, third.intercept) == ((), 1.0, True)
-        assert config.entity_columns == ("user_id", "day")
+        assert config.entities == ("user_id", "day")
         assert config.group_columns == ("user_id",)
         assert config.validate_mode == "off"
         assert (config.task, config.passes, config.select) == ("logistic_regression", 1, "last")
@@ -255,8 +255,9 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
         ),
         [
             "coordinates.global: unknown type 'fixed_effects' (did you mean 'fixed_effect'?); "
-            "known: fixed_effect, random_effect",
-            "coordinates.per-day.x: needs `type: fixed_effect` or `type: random_effect`",
+            "known: fixed_effect, random_effect, external_scores",
+            "coordinates.per-day.x: needs `type`: one of fixed_effect, random_effect, "
+            "external_scores",
         ],
     ),
     "shapes": (
@@ -306,6 +307,48 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
     "nothing to fit": (
         (("entity: day", "entity: day, intercept: false"),),
         ["coordinates.per-day.x: has neither features nor an intercept"],
+    ),
+    "entities that are none": (
+        (("entity: user_id", "entity: []"), ("entity: day", "entity: [day, '', 3]")),
+        [
+            "coordinates.per-user.entity: needs two columns, or one without brackets",
+            "coordinates.per-day.x.entity.1: is empty",
+            "coordinates.per-day.x.entity.2: should be text (got 3)",
+        ],
+    ),
+    "bins that are none": (
+        (
+            ("entity: user_id", "entity: {column: age, bin: [1]}"),
+            ("entity: day", "entity: [day, {column: age, bins: [2, 1]}]"),
+        ),
+        [
+            "coordinates.per-user.entity.bins: is required",
+            "coordinates.per-user.entity.bin: unknown key (did you mean 'bins'?)",
+            "coordinates.per-day.x.entity.1.bins: should ascend",
+        ],
+    ),
+    "a column twice in an entity": (
+        (("entity: day", "entity: [day, {column: day, bins: [1]}]"),),
+        ["coordinates.per-day.x.entity: column 'day' is listed twice"],
+    ),
+    "two entities of one name": (
+        (("entity: user_id", "entity: [a, b]"), ("entity: day", "entity: a+b")),
+        [
+            "coordinates.per-day.x.entity: 'a+b' names another entity in coordinates.per-user; "
+            "rename the column"
+        ],
+    ),
+    "limits that exclude each other": (
+        (("entity: day", "entity: day, min_active_rows: 5, max_active_rows: 3"),),
+        ["coordinates.per-day.x: min_active_rows (5) is more than max_active_rows (3)"],
+    ),
+    "no limits": (
+        (("entity: day", "entity: day, min_active_rows: 0, max_active_rows: 0, reweight: x"),),
+        [
+            "coordinates.per-day.x.min_active_rows: should be greater than or equal to 1 (got 0)",
+            "coordinates.per-day.x.max_active_rows: should be greater than or equal to 1 (got 0)",
+            "coordinates.per-day.x.reweight: should be a valid boolean (got 'x')",
+        ],
     ),
     "names that are no folders": (
         (

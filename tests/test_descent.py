@@ -95,6 +95,22 @@ def test_order_offsets_and_warm_starts() -> None:
     ]
 
 
+def test_models_to_start_from_count_from_the_first_step_on() -> None:
+    result, calls = run(Schedule(1), state=Descent(current={"b": ("b", 9)}))
+    assert calls == [
+        ("score", ("b", 9)),
+        ("put", "b"),
+        ("fit", "a", {"b": 9}, None),
+        ("score", ("a", 1)),
+        ("put", "a"),
+        ("fit", "b", {"a": 1}, ("b", 9)),
+        ("score", ("b", 1)),
+        ("put", "b"),
+    ]
+    assert [s.objective for s in result.history] == [1001.0, 201.0]
+    assert result.models == {"a": ("a", 1), "b": ("b", 1)}
+
+
 def test_history() -> None:
     losses, metric = [8.0, 4.0, 2.0, 1.0], [0.1, 0.2, 0.3, 0.4]
     result, _ = run(Schedule(2), losses=losses, metric=metric)

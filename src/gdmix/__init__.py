@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from gdmix._version import __version__
 
 if TYPE_CHECKING:
-    from gdmix.config import FixedEffect, RandomEffect, RunConfig
+    from gdmix.config import ExternalScores, FixedEffect, RandomEffect, RunConfig
     from gdmix.errors import ConfigError, DataError, GdmixError, ModelError, OutputError
     from gdmix.estimator import MixedModel
 
 _HOMES = {
     "MixedModel": "gdmix.estimator",
     "FixedEffect": "gdmix.config",
+    "ExternalScores": "gdmix.config",
     "RandomEffect": "gdmix.config",
     "RunConfig": "gdmix.config",
     "GdmixError": "gdmix.errors",
@@ -30,6 +31,7 @@ _HOMES = {
 __all__ = [
     "ConfigError",
     "DataError",
+    "ExternalScores",
     "FixedEffect",
     "GdmixError",
     "MixedModel",

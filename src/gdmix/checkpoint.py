@@ -22,7 +22,7 @@ from gdmix.data.write import write_json
 from gdmix.descent import Descent, Step
 from gdmix.errors import ModelError
 from gdmix.model.mixed_model import CoordinateModel
-from gdmix.model.store import describe_coordinate, read_coordinate, write_coordinate
+from gdmix.model.store import PART, describe_coordinate, read_coordinate, write_coordinate
 
 STATE = "state.json"
 # At most a tenth of the time goes into checkpoints: of a run of short steps not every one is kept.
@@ -92,6 +92,11 @@ class Checkpoint:
                 self._files[id(model)] = (file, model)
             result[name] = self._files[id(model)]
         return result
+
+    def file_of(self, model: CoordinateModel) -> Path | None:
+        """Return the file that holds a model's coefficients, if the last state has it."""
+        file, _ = self._files.get(id(model), ("", None))
+        return self._folder / file / PART if file else None
 
     def load(self) -> Descent:
         """Read the state.

@@ -7,8 +7,9 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -60,6 +61,8 @@ app = typer.Typer(
 )
 example_app = typer.Typer(help="Prepare an example's data.", **_LOOK)
 app.add_typer(example_app, name="example")
+convert_app = typer.Typer(help="Convert rows, features and models between formats.", **_LOOK)
+app.add_typer(convert_app, name="convert")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
@@ -68,6 +71,38 @@ Validate = Annotated[
     typer.Option("--validate", metavar="MODE", help="What bad rows do: strict, drop or off."),
 ]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder or a run folder.")]
+
+Description = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="CONFIG",
+        help="Coordinates and features of a model of Photon ML or GDMix: a YAML file.",
+    ),
+]
+
+Join = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--join", metavar="PATH", help="Add the columns of these same rows, by uid; repeatable."
+    ),
+]
+
+
+class Format(StrEnum):
+    """Formats of rows that a command can be asked for."""
+
+    parquet = "parquet"
+    tfrecord = "tfrecord"
+    avro = "avro"
+
+
+class ModelFormat(StrEnum):
+    """Formats of models that a command can be asked for."""
+
+    parquet = "parquet"
+    avro = "avro"
+    photon = "photon"
 
 
 def main() -> None:
@@ -107,15 +142,18 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model and write its run folder."""
-    from gdmix.config import RunConfig
+    from gdmix.compat.gdmix_yaml import load_run
     from gdmix.report import history_table
     from gdmix.runs import run
 
-    overrides = dict(_key_and_value(text) for text in override or [])
+    overrides = dict(_key_and_value(text, "--set", "KEY=VALUE") for text in override or [])
     if output is not None:
         overrides["output"] = json.dumps(str(output))
-    run_config = RunConfig.from_yaml(config, overrides)
-    steps = run_config.passes * len(run_config.coordinates) + (run_config.solver == "joint")
+    loaded = load_run(config, overrides)
+    run_config = loaded.config
+    for note in () if quiet else loaded.notes:
+        _print_labelled("note", "cyan", note)
+    steps = run_config.passes * len(run_config.fitted) + (run_config.solver == "joint")
     with _progress("reading rows", steps, quiet or as_json) as show:
         history = run(
             run_config,
@@ -140,21 +178,34 @@ def score(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="PATH", help="A .parquet or .csv file, or a folder."
+            "--output", "-o", metavar="PATH", help="A .parquet, .csv or .avro file, or a folder."
         ),
     ],
     components: Annotated[
         bool, typer.Option("--components", help="Add a column per coordinate.")
     ] = False,
+    external: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--external",
+            metavar="NAME=PATH",
+            help="These rows' scores of a coordinate that has them from files; repeatable.",
+        ),
+    ] = None,
+    join: Join = None,
+    config: Description = None,
     validate: Validate = "strict",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Score rows; entities that training did not see add 0."""
+    from gdmix.compat.gdmix_yaml import load_description
     from gdmix.scoring import score_to_file
 
     with _progress("scoring", None, quiet or as_json):
-        done = score_to_file(model, data, output, components, _validate_mode(validate))
+        given = dict(_key_and_value(text, "--external", "NAME=PATH") for text in external or [])
+        mode, described = _validate_mode(validate), load_description(config) if config else None
+        done = score_to_file(model, data, output, components, mode, given, described, join or [])
     if as_json:
         _print_json({"output": str(done.path), "rows": done.rows})
     elif not quiet:
@@ -262,6 +313,124 @@ def warmup(quiet: Quiet = False) -> None:
         out.print(f"kernels ready ({seconds:.1f} s of CPU)")
 
 
+@convert_app.command()
+def rows(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Rows: files, folders or patterns.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="A .parquet, .tfrecord or .avro file."),
+    ],
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME", help="Write this one; repeatable. Default: all."),
+    ] = None,
+    join: Join = None,
+    uid: Annotated[
+        str, typer.Option("--uid", metavar="NAME", help="Column of row ids, for --join.")
+    ] = "uid",
+    quiet: Quiet = False,
+) -> None:
+    """Write rows of any format as Parquet, TFRecord or Avro."""
+    from gdmix.convert import convert_rows
+
+    with _progress("converting", None, quiet):
+        done = convert_rows(data, output, column or [], join or [], uid)
+    if not quiet:
+        out.print(f"{done.path}: {done.rows:,} rows", soft_wrap=True)
+
+
+@convert_app.command()
+def features(
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG", help="YAML file: data, columns, features, coordinates."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Folder to write.")
+    ],
+    kind: Annotated[
+        Format, typer.Option("--format", help="tfrecord or parquet.")
+    ] = Format.tfrecord,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="One feature list for all coordinates.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write rows as GDMix has them, features as indices."""
+    from gdmix.compat.gdmix_yaml import load_run
+    from gdmix.convert import convert_features
+
+    if kind is Format.avro:
+        raise ConfigError("--format avro: indices and values are for tfrecord or parquet")
+    run_config = load_run(config, {"output": json.dumps(str(output))}).config
+    records: Literal["parquet", "tfrecord"]
+    records = "parquet" if kind is Format.parquet else "tfrecord"
+    with _progress("converting", None, quiet):
+        done = convert_features(run_config, output, records, shared)
+    for written in () if quiet else done:
+        out.print(f"{written.path}: {written.rows:,} rows", soft_wrap=True)
+
+
+@convert_app.command("model")
+def model_(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model of ours, of Photon ML or of GDMix.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Folder to write.")
+    ],
+    to: Annotated[
+        ModelFormat,
+        typer.Option("--to", help="parquet: ours; avro: with GDMix's files; photon: Photon ML's."),
+    ] = ModelFormat.parquet,
+    config: Description = None,
+    cut: Annotated[
+        float,
+        typer.Option("--cut", metavar="X", min=0, help="Leave out what is not above, for photon."),
+    ] = 0.0,
+    split_crossed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--split-crossed",
+            metavar="COORDINATE=ENTITY",
+            help="Make a fixed effect on features ENTITY_gdmixcross_FEATURE a random effect.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier model there.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model in another format."""
+    from gdmix.compat.gdmix_yaml import load_description
+    from gdmix.convert import convert_model
+    from gdmix.report import model_table
+
+    described = load_description(config) if config else None
+    form = "COORDINATE=ENTITY"
+    split = dict(_key_and_value(text, "--split-crossed", form) for text in split_crossed or [])
+    kinds: dict[ModelFormat, Literal["parquet", "avro", "photon"]]
+    kinds = {
+        ModelFormat.parquet: "parquet",
+        ModelFormat.avro: "avro",
+        ModelFormat.photon: "photon",
+    }
+    with _progress("converting", None, quiet):
+        done = convert_model(
+            model,
+            output,
+            kinds[to],
+            described,
+            cut=cut,
+            split_crossed=split,
+            overwrite=overwrite,
+        )
+    if not quiet:
+        out.print(model_table(done, str(output)))
+
+
 @example_app.command()
 def movielens(
     directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where to write.")],
@@ -269,14 +438,23 @@ def movielens(
         Path | None,
         typer.Option("--source", metavar="ZIP", help="A local ml-100k.zip, instead of fetching."),
     ] = None,
+    kind: Annotated[
+        Format,
+        typer.Option("--format", help="Also the folders that LinkedIn's GDMix makes of it."),
+    ] = Format.parquet,
     quiet: Quiet = False,
 ) -> None:
     """Fetch MovieLens-100k and prepare rows and configurations."""
     from gdmix.data.movielens import prepare, write_configurations
+    from gdmix.data.movielens_gdmix import write_gdmix_folders
 
     with _progress("fetching MovieLens-100k", None, quiet):
         files = prepare(directory, source=source)
         configurations = write_configurations(directory)
+        if kind is not Format.parquet:
+            records: Literal["avro", "tfrecord"]
+            records = "avro" if kind is Format.avro else "tfrecord"
+            configurations.insert(0, write_gdmix_folders(files, records))
     if not quiet:
         out.print(f"{files.train}: {files.train_rows:,} rows", soft_wrap=True)
         out.print(f"{files.validation}: {files.validation_rows:,} rows", soft_wrap=True)
@@ -321,10 +499,10 @@ def _progress(text: str, steps: int | None, silent: bool) -> Iterator[Any]:
         yield show
 
 
-def _key_and_value(text: str) -> tuple[str, str]:
+def _key_and_value(text: str, option: str, form: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {text}: expected KEY=VALUE")
+        raise ConfigError(f"{option} {text}: expected {form}")
     return key, value
 
 

@@ -7,17 +7,21 @@ coordinate from them. Unknown keys are rejected, and all mistakes are reported a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -111,20 +115,25 @@ class FeatureBag(_Strict):
         return columns
 
 
-class _Coordinate(_Strict):
-    name: str = Field("", exclude=True, description="key under `coordinates`")
-    features: tuple[str, ...] = Field((), description="feature bags; none: intercept only")
-    intercept: bool = Field(True, description="add an intercept, always the first coefficient")
-    l2: float = Field(1.0, ge=0, allow_inf_nan=False, description="L2 weight of the objective")
-    tolerance: float = Field(
-        1e-8, gt=0, lt=1, description="stop at this gradient norm relative to the one at zero"
-    )
-    max_iterations: int = Field(100, ge=1, description="Newton iterations")
+class _Paths(_Strict):
+    train: tuple[str, ...]
+    validation: tuple[str, ...] | None = None
 
-    @field_validator("features", mode="before")
+    @field_validator("train", "validation", mode="before")
     @classmethod
-    def _one_bag(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def _one_path(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, str | os.PathLike) else value
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _not_empty(cls, paths: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if paths is not None and not (paths and all(paths)):
+            raise PydanticCustomError("empty", "is empty")
+        return paths
+
+
+class _Named(_Strict):
+    name: str = Field("", exclude=True, description="key under `coordinates`")
 
     @field_validator("name")
     @classmethod
@@ -136,6 +145,22 @@ class _Coordinate(_Strict):
                 "use letters, digits, '-', '_', '.'",
             )
         return name
+
+
+class _Coordinate(_Named):
+    features: tuple[str, ...] = Field((), description="feature bags; none: intercept only")
+    intercept: bool = Field(True, description="add an intercept, always the first coefficient")
+    l2: float = Field(1.0, ge=0, allow_inf_nan=False, description="L2 weight of the objective")
+    tolerance: float = Field(
+        1e-8, gt=0, lt=1, description="stop at this gradient norm relative to the one at zero"
+    )
+    max_iterations: int = Field(100, ge=1, description="Newton iterations")
+    locked: bool = Field(False, description="keep initial_model's as it is: score, never fit")
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _one_bag(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _something_to_fit(self) -> Self:
@@ -164,6 +189,57 @@ class FixedEffect(_Coordinate):
             super().__init__(**({**fields, "name": name} if name else fields))
 
 
+class BinnedColumn(_Strict):
+    """A number's bin as an entity: below the first edge, from one up to the next, from the last.
+
+    Examples
+    --------
+    >>> RandomEffect("per-age", entity={"column": "age", "bins": [18, 25]}).key
+    'age[18,25]'
+    """
+
+    column: str = Field(min_length=1)
+    bins: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
+        min_length=1, description="edges, ascending"
+    )
+
+    @field_validator("bins")
+    @classmethod
+    def _ascending(cls, bins: tuple[float, ...]) -> tuple[float, ...]:
+        if any(low >= high for low, high in pairwise(bins)):
+            raise PydanticCustomError("bins", "should ascend")
+        return bins
+
+    @property
+    def edges(self) -> list[str]:
+        """The edges as text, from which they can be read back."""
+        return [repr(edge).removesuffix(".0") for edge in self.bins]
+
+
+def _kind_of_entity(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "<columns>"
+    return "<bins>" if isinstance(value, Mapping | BinnedColumn) else "<column>"
+
+
+EntityPart = Annotated[
+    Annotated[str, Field(min_length=1), Tag("<column>")] | Annotated[BinnedColumn, Tag("<bins>")],
+    Discriminator(_kind_of_entity),
+]
+Entity = Annotated[
+    Annotated[str, Field(min_length=1), Tag("<column>")]
+    | Annotated[BinnedColumn, Tag("<bins>")]
+    | Annotated[tuple[EntityPart, ...], Tag("<columns>")],
+    Discriminator(_kind_of_entity),
+]
+
+
+def _part_name(part: str | BinnedColumn) -> str:
+    if isinstance(part, str):
+        return part
+    return f"{part.column}[{','.join(part.edges)}]"
+
+
 class RandomEffect(_Coordinate):
     """A random effect: one small linear model per value of the `entity` column.
 
@@ -174,17 +250,82 @@ class RandomEffect(_Coordinate):
     """
 
     type: Literal["random_effect"] = "random_effect"
-    entity: str = Field(min_length=1, description="the entity column")
+    entity: Entity = Field(
+        description="the entity column; or several, or a number's bins: {column: age, bins: [18]}"
+    )
     regularize_intercept: bool = Field(
         True, description="if false, an entity with labels of one class has no finite optimum"
     )
+    min_active_rows: int = Field(1, ge=1, description="an entity with fewer rows has no model")
+    max_active_rows: int | None = Field(
+        None, ge=1, description="train an entity on a sample of that many rows; default: all"
+    )
+    reweight: bool = Field(True, description="let a sample weigh as much as all the entity's rows")
+
+    @field_validator("entity")
+    @classmethod
+    def _each_part_once(cls, entity: Any) -> Any:
+        if isinstance(entity, tuple):
+            if len(entity) < 2:
+                raise PydanticCustomError("empty", "needs two columns, or one without brackets")
+            columns = [p if isinstance(p, str) else p.column for p in entity]
+            repeated = sorted({c for c in columns if columns.count(c) > 1})
+            if repeated:
+                raise PydanticCustomError("repeated", f"column '{repeated[0]}' is listed twice")
+        return entity
+
+    @property
+    def key(self) -> str:
+        """What the entity is called: the column, or what it is derived from."""
+        return "+".join(map(_part_name, self._parts))
+
+    @property
+    def derived(self) -> tuple[str | BinnedColumn, ...] | None:
+        """What the entity is derived from, None where a column holds it."""
+        return None if isinstance(self.entity, str) else self._parts
+
+    @property
+    def _parts(self) -> tuple[str | BinnedColumn, ...]:
+        return self.entity if isinstance(self.entity, tuple) else (self.entity,)
+
+    @model_validator(mode="after")
+    def _some_may_be_active(self) -> Self:
+        if self.max_active_rows is not None and self.min_active_rows > self.max_active_rows:
+            raise PydanticCustomError(
+                "rows",
+                f"min_active_rows ({self.min_active_rows}) is more than "
+                f"max_active_rows ({self.max_active_rows})",
+            )
+        return self
 
     def __init__(self, name: str = "", /, **fields: Any) -> None:
         with _config_errors(f"{type(self).__name__}('{name}'): " if name else None):
             super().__init__(**({**fields, "name": name} if name else fields))
 
 
-CoordinateSpec = Annotated[FixedEffect | RandomEffect, Field(discriminator="type")]
+class ExternalScores(_Named, _Paths):
+    """Scores of another program's model, in files: part of the sum, never fitted.
+
+    Examples
+    --------
+    >>> ExternalScores("deep", train="deep/train", validation="deep/validation").missing
+    'error'
+    """
+
+    type: Literal["external_scores"] = "external_scores"
+    uid: str = Field("uid", min_length=1, description="column by which rows are found")
+    score: str | None = Field(
+        None, min_length=1, description="their linear predictor; else predictionScore or score"
+    )
+    missing: Literal["error", "zero"] = Field("error", description="what a row without score is")
+
+    def __init__(self, name: str = "", /, **fields: Any) -> None:
+        with _config_errors(f"{type(self).__name__}('{name}'): " if name else None):
+            super().__init__(**({**fields, "name": name} if name else fields))
+
+
+LinearSpec = FixedEffect | RandomEffect
+CoordinateSpec = Annotated[FixedEffect | RandomEffect | ExternalScores, Field(discriminator="type")]
 
 
 @dataclass(frozen=True)
@@ -268,6 +409,10 @@ class ModelConfig(_Strict):
     )
     metrics: tuple[str, ...] = Field((), description="default: by task")
     validate_mode: ValidateMode = Field("strict", alias="validate")
+    initial_model: Path | None = Field(
+        None, description="model folder to start from; coordinates are matched by name"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of samples of rows")
     threads: int | None = Field(None, ge=1, description="default: all cores of this process")
     memory_limit: int | None = Field(
         None,
@@ -349,7 +494,7 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _bags_exist(self) -> Self:
-        for name, spec in self.coordinates.items():
+        for name, spec in self.linear.items():
             columns: dict[str, str] = {}
             for bag in spec.features:
                 if bag not in self.features:
@@ -370,17 +515,65 @@ class ModelConfig(_Strict):
                     columns[column] = bag
         return self
 
+    @model_validator(mode="after")
+    def _entities_have_names_of_their_own(self) -> Self:
+        known: dict[str, RandomEffect] = {}
+        for spec in self.random_effects:
+            other = known.setdefault(spec.key, spec)
+            if other.derived != spec.derived:
+                raise PydanticCustomError(
+                    "entity",
+                    f"coordinates.{spec.name}.entity: '{spec.key}' names another entity in "
+                    f"coordinates.{other.name}; rename the column",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_fitted(self) -> Self:
+        for name, spec in self.linear.items():
+            if spec.locked and self.initial_model is None:
+                raise PydanticCustomError(
+                    "locked",
+                    f"coordinates.{name}: locked needs initial_model: the model to keep it from",
+                )
+        if not self.fitted:
+            raise PydanticCustomError(
+                "locked", "coordinates: nothing to fit: all are locked or external_scores"
+            )
+        return self
+
+    @property
+    def linear(self) -> dict[str, LinearSpec]:
+        """Coordinates that have coefficients, in order."""
+        specs = self.coordinates.items()
+        return {name: s for name, s in specs if isinstance(s, FixedEffect | RandomEffect)}
+
+    @property
+    def fitted(self) -> dict[str, LinearSpec]:
+        """Coordinates that are fitted, in order."""
+        return {name: spec for name, spec in self.linear.items() if not spec.locked}
+
     @property
     def used_features(self) -> dict[str, FeatureBag]:
         """Feature bags that some coordinate uses."""
-        used = {bag for spec in self.coordinates.values() for bag in spec.features}
+        used = {bag for spec in self.linear.values() for bag in spec.features}
         return {name: bag for name, bag in self.features.items() if name in used}
 
     @property
-    def entity_columns(self) -> tuple[str, ...]:
-        """Entity columns of the random effects, each once."""
-        specs = self.coordinates.values()
-        return tuple(dict.fromkeys(s.entity for s in specs if isinstance(s, RandomEffect)))
+    def entities(self) -> tuple[str, ...]:
+        """Names of the entities of the random effects, each once."""
+        return tuple(dict.fromkeys(spec.key for spec in self.random_effects))
+
+    @property
+    def random_effects(self) -> list[RandomEffect]:
+        """The random effects, in order."""
+        return [s for s in self.coordinates.values() if isinstance(s, RandomEffect)]
+
+    @property
+    def derived_entities(self) -> dict[str, tuple[str | BinnedColumn, ...]]:
+        """What those of the entities are derived from that no column holds."""
+        specs = self.random_effects
+        return {spec.key: spec.derived for spec in specs if spec.derived is not None}
 
     @property
     def group_columns(self) -> tuple[str, ...]:
@@ -401,23 +594,37 @@ class ModelConfig(_Strict):
             return ModelConfig(**fields)
 
 
-class DataConfig(_Strict):
+class JoinedData(_Paths):
+    """More columns of the same rows, which are found by their uid."""
+
+    prefix: str = Field("", description="of the names of these columns")
+
+
+class DataConfig(_Paths):
     """Where rows come from: a file, a folder, a glob pattern, or a list of these."""
 
-    train: tuple[str, ...]
-    validation: tuple[str, ...] | None = None
+    joined: tuple[JoinedData, ...] = Field((), description="more columns of the same rows, by uid")
 
-    @field_validator("train", "validation", mode="before")
-    @classmethod
-    def _one_path(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    @model_validator(mode="after")
+    def _joined_alike(self) -> Self:
+        for source in self.joined:
+            if (source.validation is None) != (self.validation is None):
+                raise PydanticCustomError(
+                    "joined", "joined: name validation rows here if data.validation does, only then"
+                )
+        return self
 
-    @field_validator("train", "validation")
-    @classmethod
-    def _not_empty(cls, paths: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if paths is not None and not (paths and all(paths)):
-            raise PydanticCustomError("empty", "is empty")
-        return paths
+
+class AvroLayout(_Strict):
+    """How `format: avro` names and parts files; the defaults are those of LinkedIn's GDMix."""
+
+    partitions: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="random effect to its number of files; default 1"
+    )
+    score: str = Field("predictionScore", description="field of the score, offset included")
+    own_score: str = Field(
+        "predictionScorePerCoordinate", description="field of the coordinate's own score"
+    )
 
 
 class RunConfig(ModelConfig):
@@ -425,6 +632,21 @@ class RunConfig(ModelConfig):
 
     data: DataConfig
     output: Path = Field(description="run folder to write")
+    format: Literal["parquet", "avro"] = Field(
+        "parquet", description="of models and scores; avro: as GDMix and Photon ML have them"
+    )
+    avro: AvroLayout = Field(AvroLayout(), description="details of `format: avro`")
+
+    @model_validator(mode="after")
+    def _external_scores_of_all_rows(self) -> Self:
+        for name, spec in self.coordinates.items():
+            lacks = isinstance(spec, ExternalScores) and spec.validation is None
+            if lacks and self.data.validation is not None:
+                raise PydanticCustomError(
+                    "external",
+                    f"coordinates.{name}.validation: is required: scores of data.validation",
+                )
+        return self
 
     @model_validator(mode="after")
     def _best_needs_validation(self) -> Self:
@@ -446,8 +668,15 @@ class RunConfig(ModelConfig):
         ConfigError
             One line per mistake, with the key it is at.
         """
+        return RunConfig.from_tree(read_yaml(path), path, overrides)
+
+    @staticmethod
+    def from_tree(
+        tree: Mapping[str, Any], path: Path, overrides: Mapping[str, str] | None = None
+    ) -> RunConfig:
+        """Build from what a YAML file holds; see `from_yaml`."""
         # A key without a value, such as a section whose keys are commented out, is no key.
-        tree = {key: value for key, value in _read_yaml(path).items() if value is not None}
+        tree = {key: value for key, value in tree.items() if value is not None}
         for key, value in (overrides or {}).items():
             _override(tree, key, value)
         with _config_errors(f"{path}: "):
@@ -462,7 +691,14 @@ class RunConfig(ModelConfig):
             yaml.dump(self.model_dump(mode="json", by_alias=True), file)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If it can't be read, is no valid YAML, or holds anything else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -511,19 +747,25 @@ def _override(tree: dict[str, Any], key: str, value: str) -> None:
 
 _MODELS: dict[str, type[_Strict]] = {
     "data": DataConfig,
+    "joined": JoinedData,
+    "avro": AvroLayout,
     "columns": ColumnRoles,
     "features": FeatureBag,
     "fixed_effect": FixedEffect,
     "random_effect": RandomEffect,
+    "external_scores": ExternalScores,
     "FixedEffect": FixedEffect,
     "RandomEffect": RandomEffect,
+    "ExternalScores": ExternalScores,
+    "<bins>": BinnedColumn,
 }
-_TYPES = ("fixed_effect", "random_effect")
+_TAGS = ("<column>", "<columns>", "<bins>")
+_TYPES = ("fixed_effect", "random_effect", "external_scores")
 _MESSAGES = {
     "missing": "is required",
     "too_short": "is empty",
     "extra_forbidden": "unknown key",
-    "union_tag_not_found": "needs `type: fixed_effect` or `type: random_effect`",
+    "union_tag_not_found": f"needs `type`: one of {', '.join(_TYPES)}",
     "tuple_type": "should be a list",
     "dict_type": "should hold keys and values",
     "model_type": "should hold keys and values",
@@ -550,7 +792,7 @@ def _config_errors(prefix: str | None) -> Iterator[None]:
 def _line(item: Any, title: str, prefix: str) -> str:
     """Return one mistake's line: where it is, what it is, what was given."""
     kind, given = item["type"], item["input"]
-    path = [str(part) for part in item["loc"] if part not in (*_TYPES, "[key]")]
+    path = [str(part) for part in item["loc"] if part not in (*_TYPES, *_TAGS, "[key]")]
     message = _MESSAGES.get(kind, item["msg"].removeprefix("Input "))
     if kind.endswith(("_parsing", "_from_float")):
         message = message.partition(",")[0]

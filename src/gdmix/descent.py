@@ -162,7 +162,8 @@ def descend(
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
     state
-        Where to go on: what an earlier call gave `on_state`.
+        Where to go on: what an earlier call gave `on_state`; without a history, the models
+        that count from the first step on.
     on_state
         Called after each step with where descent is.
     """

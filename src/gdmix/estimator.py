@@ -46,7 +46,8 @@ class MixedModel:
     Parameters
     ----------
     coordinates
-        `FixedEffect` and `RandomEffect` specs, in the order in which a pass trains them.
+        `FixedEffect`, `RandomEffect` and `ExternalScores` specs, in the order in which a pass
+        trains them.
     features
         Feature bags: name to columns.
     task
@@ -65,6 +66,11 @@ class MixedModel:
         Such as ``auc``, ``logloss``, ``ndcg@10:user_id``; default by task.
     validate
         What bad rows do: ``strict`` raises, ``drop`` leaves them out, ``off`` doesn't look.
+    initial_model
+        Path of a model to start from: its coordinates are matched by name, their coefficients
+        and scores count from the first pass on. A coordinate that is `locked` stays as it is there.
+    seed
+        Of samples of rows (`max_active_rows`).
     threads
         Default: all cores of this process.
     memory_limit
@@ -113,6 +119,8 @@ class MixedModel:
         select: Literal["last", "best"] = "last",
         metrics: Sequence[str] = (),
         validate: ValidateMode = "strict",
+        initial_model: str | Path | None = None,
+        seed: int = 0,
         threads: int | None = None,
         memory_limit: int | str | None = None,
         scratch: str | Path | None = None,
@@ -127,6 +135,8 @@ class MixedModel:
         self.select = select
         self.metrics = metrics
         self.validate = validate
+        self.initial_model = initial_model
+        self.seed = seed
         self.threads = threads
         self.memory_limit = memory_limit
         self.scratch = scratch
@@ -144,6 +154,8 @@ class MixedModel:
             select=self.select,
             metrics=self.metrics,
             validate=self.validate,
+            initial_model=self.initial_model,
+            seed=self.seed,
             threads=self.threads,
             memory_limit=self.memory_limit,
             scratch=self.scratch,
@@ -187,10 +199,24 @@ class MixedModel:
         return self
 
     @overload
-    def predict(self, X: Source, kind: Literal["response", "link"] = "response") -> F64: ...
+    def predict(
+        self,
+        X: Source,
+        kind: Literal["response", "link"] = "response",
+        *,
+        external: Mapping[str, Source] | None = None,
+    ) -> F64: ...
     @overload
-    def predict(self, X: Source, kind: Literal["components"]) -> dict[str, F64]: ...
-    def predict(self, X: Source, kind: Kind = "response") -> F64 | dict[str, F64]:
+    def predict(
+        self,
+        X: Source,
+        kind: Literal["components"],
+        *,
+        external: Mapping[str, Source] | None = None,
+    ) -> dict[str, F64]: ...
+    def predict(
+        self, X: Source, kind: Kind = "response", *, external: Mapping[str, Source] | None = None
+    ) -> F64 | dict[str, F64]:
         """Score rows; entities that training did not see add 0.
 
         Parameters
@@ -201,6 +227,8 @@ class MixedModel:
         kind
             ``response``: the mean (for the logistic task a probability); ``link``: the linear
             predictor, offset included; ``components``: each coordinate's share of it.
+        external
+            These rows' scores, a path or a frame, of each `ExternalScores` coordinate.
 
         Returns
         -------
@@ -211,17 +239,17 @@ class MixedModel:
             raise ConfigError(f"kind '{kind}' is none of response, link, components")
         model = self._fitted()
         rows = self._load(X)
-        components = model.components(rows, self.threads or available_threads())
+        components = model.components(rows, self.threads or available_threads(), external)
         if kind == "components":
             return components
         link = sum(components.values(), rows.offset)
         return link if kind == "link" else inverse_link(model.loss, link)
 
-    def predict_proba(self, X: Source) -> F64:
+    def predict_proba(self, X: Source, *, external: Mapping[str, Source] | None = None) -> F64:
         """Return (n, 2) probabilities of the labels 0 and 1, for the logistic task."""
         if self._fitted().task != "logistic_regression":
             raise ConfigError(f"predict_proba is for logistic_regression, not {self.task}")
-        positive = self.predict(X)
+        positive = self.predict(X, external=external)
         return np.column_stack([1.0 - positive, positive])
 
     def coefficients(self, coordinate: str, entity: object = None) -> pa.Table:
@@ -366,7 +394,7 @@ def train(
         workspace.fit_jointly if config.solver == "joint" else None,
         on_start,
         on_step,
-        state,
+        state or Descent(current=dict(workspace.start)),
         on_state,
     )
     return result, workspace

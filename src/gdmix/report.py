@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gdmix.model.mixed_model import TrainedModel
+from gdmix.model.mixed_model import CoordinateModel, ExternalModel, TrainedModel
 from gdmix.runs import RunHistory
 
 _MOST_PASSES = 6  # of a longer run the table shows the first ones, the kept one and the last
@@ -111,11 +111,17 @@ def model_table(model: TrainedModel, title: str) -> Group:
             name,
             str(summary["type"]),
             str(summary["entity"] or ""),
-            ", ".join(model.coordinates[name].features) or "(intercept)",
+            _features(model.coordinates[name]),
             f"{summary['models']:,}",
             f"{summary['coefficients']:,}",
         )
     return _titled(title, table)
+
+
+def _features(model: CoordinateModel | ExternalModel) -> str:
+    if isinstance(model, ExternalModel):
+        return "(scores from files)"
+    return ", ".join(model.features) or "(intercept)"
 
 
 def coefficient_table(coefficients: pa.Table, title: str) -> Group:

@@ -24,7 +24,8 @@ from typing import Any
 
 from gdmix import memory
 from gdmix.checkpoint import Checkpoint
-from gdmix.config import JOINT, RunConfig
+from gdmix.config import JOINT, ExternalScores, RunConfig
+from gdmix.data.join import open_data
 from gdmix.data.read import expand_paths
 from gdmix.data.write import (
     FolderInUse,
@@ -151,11 +152,11 @@ def _train_into(
     on_start: Callable[[int, str], None] | None,
     on_step: Callable[[Step], None] | None,
 ) -> RunHistory:
-    data = config.data
+    data, uid = config.data, config.columns.column("uid")
     result, workspace = train(
         config,
-        data.train,
-        data.validation,
+        open_data(data, "train", uid),
+        open_data(data, "validation", uid),
         on_start=on_start,
         on_step=on_step,
         state=checkpoint.load() if checkpoint.exists() else None,
@@ -171,9 +172,11 @@ def _train_into(
         steps = history.steps[: result.selected + 1]
         last = next(s for s in reversed(steps) if s["coordinate"] in (name, JOINT))
         write_json(last["metrics"], folder / name / "metric" / "evalSummary.json")
-    workspace.write_scores(result.models, folder)
+    avro = config.avro if config.format == "avro" else None
+    workspace.write_scores(result.models, folder, avro)
     write_json(history.to_dict(), folder / HISTORY)
-    write_model(workspace.trained_model(result.models), folder)
+    model = workspace.trained_model(result.models)
+    write_model(model, folder, avro, checkpoint.file_of)
     return history
 
 
@@ -216,8 +219,13 @@ def _check_unfinished(
 
 def _files_of(config: RunConfig) -> dict[str, list[int]]:
     """Return size and time of change of every input file: what tells that it is the same."""
-    paths = [*config.data.train, *(config.data.validation or ())]
-    stats = {str(file.absolute()): file.stat() for file in expand_paths(paths)}
+    external = [c for c in config.coordinates.values() if isinstance(c, ExternalScores)]
+    sources = (config.data, *config.data.joined, *external)
+    files = expand_paths([path for s in sources for path in (*s.train, *(s.validation or ()))])
+    if config.initial_model is not None:
+        model = config.initial_model
+        files += [p for p in (model, *sorted(model.rglob("*"))) if p.is_file()]
+    stats = {str(file.absolute()): file.stat() for file in files}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from gdmix.config import DEFAULT_METRICS, Task, ValidateMode, parse_metric
+from gdmix.config import DEFAULT_METRICS, ModelConfig, Task, ValidateMode, parse_metric
 from gdmix.data.dataset import load_rows
+from gdmix.data.join import join_rows
+from gdmix.data.read import open_rows
 from gdmix.data.score_files import read_scores, score_tables, write_scores
 from gdmix.errors import ConfigError, did_you_mean
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import inverse_link
 from gdmix.glm.threads import available_threads
-from gdmix.model.store import read_model
+from gdmix.model.any_model import read_any_model
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ def score_to_file(
     output: Path,
     components: bool = False,
     validate: ValidateMode = "strict",
+    external: Mapping[str, str] | None = None,
+    description: ModelConfig | None = None,
+    joined: Sequence[str] = (),
 ) -> Scored:
     """Score rows and write ``uid``, ``prediction``, ``total_score`` and what is known of them.
 
@@ -38,18 +43,28 @@ def score_to_file(
     ----------
     components
         Also write a column ``score:<coordinate>`` per coordinate.
+    external
+        Path of these rows' scores, of each coordinate that has them from files.
+    description
+        What the models apply to, if they are Photon ML's or GDMix's.
+    joined
+        Further sources of the same rows, whose columns are found by uid.
 
     Raises
     ------
     GdmixError
         If the model, the rows or the output can't be used.
     """
-    model = read_model(model_folder)
+    source, *others = [open_rows(list(data)), *(open_rows(path) for path in joined)]
+    types = {f.name: f.type for rows in (*others, source) for f in rows.schema}
+    model = read_any_model(model_folder, description, types)
+    if others:
+        source = join_rows(source, [(rows, "") for rows in others], model.columns.column("uid"))
     threads = available_threads()
     rows = load_rows(
-        list(data), model.row_schema(), model.indices, model.task, validate, threads=threads
+        source, model.row_schema(), model.indices, model.task, validate, threads=threads
     )
-    parts = model.components(rows, threads)
+    parts = model.components(rows, threads, external)
     total = sum(parts.values(), rows.offset)
     columns = {f"score:{name}": score for name, score in parts.items()} if components else {}
     columns["prediction"] = inverse_link(model.loss, total)

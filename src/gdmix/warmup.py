@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pyarrow as pa
 
 from gdmix import memory
 from gdmix.config import FixedEffect, RandomEffect, Task
@@ -26,6 +27,7 @@ def compile_kernels() -> float:
         "name": [f"n{i % 40}" for i in range(n)],
         "x": np.linspace(-1.0, 1.0, n),
         "tags": [["a", "b"] if i % 3 else ["a"] for i in range(n)],
+        "vector": pa.array([[i % 3, i % 5] for i in range(n)], pa.list_(pa.float32(), 2)),
         "response": response,
     }
     # Saturated on the wrong side: full Newton steps fail, and the line search is called for.
@@ -35,10 +37,12 @@ def compile_kernels() -> float:
         model = MixedModel(
             [
                 FixedEffect("global", features=["all", "names"]),
-                RandomEffect("own", entity="entity", features="all"),
-                RandomEffect("named", entity="name"),
+                RandomEffect(
+                    "own", entity="entity", features="all", min_active_rows=2, max_active_rows=8
+                ),
+                RandomEffect("named", entity="name", features="vector"),
             ],
-            features={"all": ["x", "tags"], "names": ["name"]},
+            features={"all": ["x", "tags"], "names": ["name"], "vector": ["vector"]},
             task=task,
             metrics=metrics,
             solver="joint",
@@ -46,6 +50,9 @@ def compile_kernels() -> float:
         )
         model.fit(rows, validation=rows).predict(rows)
         model.fit(hard)
-    with temporary_folder(None) as folder, memory.limited(_NO_MEMORY, folder):
-        model.set_params(solver="descent").fit(rows)
+    # From an earlier model, with an entity that has too few rows, and one that has none.
+    later = {**rows, "entity": np.append(9, np.arange(1, n) % 3)}
+    with temporary_folder(None) as folder, memory.limited(_NO_MEMORY, folder / "scratch"):
+        model.save(folder / "model")
+        model.set_params(solver="descent", initial_model=folder / "model").fit(later)
     return time.process_time() - started

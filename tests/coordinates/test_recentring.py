@@ -93,6 +93,15 @@ def test_nothing_in_common_or_nothing_to_gain_changes_nothing() -> None:
     )
 
 
+def test_a_column_that_some_row_has_and_its_model_lacks_stays() -> None:
+    models = {"global": _fixed(("movie",), [0.3, 1.0, 2.0, 3.0]), "per": _random()}
+    penalties = dict.fromkeys(models, Penalty(1.0, 1.0))
+    uncovered = np.array([True, False, True, False])
+    moved = recentre(models, penalties, SIZES, {"per": uncovered})
+    stays = moved["global"].coefficients.values == models["global"].coefficients.values
+    np.testing.assert_array_equal(stays, uncovered)
+
+
 def test_the_first_fixed_effect_with_the_bag_takes_the_shift() -> None:
     models = {
         "per": _random(),

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gdmix.data.entity_blocks import GroupedRows, group_rows
+from gdmix.data.entity_blocks import GroupedRows, columns_of_rows, group_passive, group_rows
 from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.scoring import score_block, score_random
 
 
 def csr(rows: list[dict[int, float]], n_columns: int) -> CsrMatrix:
@@ -156,3 +157,40 @@ def test_rows_without_entity_are_left_out() -> None:
 
 def test_stored_zeros_are_features_too() -> None:
     assert group([{2: 0.0}], [0], 1, 3).columns.tolist() == [0, 3]
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(problems(), st.randoms(use_true_random=False), st.integers(1, 3), st.integers(1, 12))
+def test_passive_rows_take_the_columns_of_the_active_ones(
+    problem: tuple[list[dict[int, float]], list[int], int, int],
+    random: Any,
+    threads: int,
+    max_part_rows: int,
+) -> None:
+    rows, entity, n_entities, n_columns = problem
+    passive = [e if random.random() < 0.5 else -1 for e in entity]
+    active = [-1 if p >= 0 else e for e, p in zip(entity, passive, strict=True)]
+    layout = group(rows, active, n_entities, n_columns)
+    design, codes = csr(rows, n_columns), np.asarray(passive, np.int32)
+    grouped, missing = group_passive(design, codes, layout, threads, max_part_rows)
+    values = np.random.default_rng(0).normal(size=layout.columns.size)
+    model = layout.block.coefficient_ptr, layout.columns, values
+    expected = score_random(design, codes, *model)
+    scores = grouped.rows.scatter(score_block(grouped.block, values))
+    np.testing.assert_allclose(scores, expected, atol=1e-12)
+    lacking = set()
+    for row, e in zip(rows, passive, strict=True):
+        own = layout.columns[slice(*layout.block.coefficient_ptr[e : e + 2])] if e >= 0 else []
+        lacking |= {1 + j for j in row if e >= 0 and 1 + j not in own}
+    assert set(np.flatnonzero(missing).tolist()) == lacking
+
+
+def test_columns_of_rows() -> None:
+    design = csr([{0: 1.0}, {2: 1.0}, {}], 4)
+    for chosen, columns in (
+        ([False, True, False], [0, 3]),
+        ([True, False, True], [0, 1]),
+        ([False, False, True], [0]),
+        ([False, False, False], []),
+    ):
+        assert np.flatnonzero(columns_of_rows(design, np.array(chosen))).tolist() == columns

@@ -11,9 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from gdmix.config import Task
+from gdmix.data.avro_container import AvroFile
+from gdmix.data.avro_write import write_batches
 from gdmix.data.dataset import Dataset
 from gdmix.data.keys import Keys
-from gdmix.data.score_files import ScoredRows, read_scores, score_tables
+from gdmix.data.read import open_rows
+from gdmix.data.score_files import ScoredRows, read_scores, score_tables, write_gdmix_scores
 from gdmix.data.score_files import write_scores as write_pieces
 from gdmix.errors import DataError, OutputError
 
@@ -135,7 +138,7 @@ def test_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_where_scores_can_not_go(tmp_path: Path) -> None:
-    said = "unknown kind of file; use .parquet, .csv or a folder"
+    said = "unknown kind of file; use .parquet, .csv, .avro or a folder"
     for name in ("s.xlsx", "s.CSV", "v1.2"):
         with pytest.raises(OutputError) as caught:
             write_scores(make_table(), tmp_path / name)
@@ -154,3 +157,77 @@ def test_csv_is_text(tmp_path: Path) -> None:
     assert header == '"uid","user","day","response","weight","offset","score","total_score"'
     assert first == '7,"u1",3,0,1,0,0.25,0.5'
     assert second == "5,,3,,2,0.1,-0.5,-1"
+
+
+# Avro
+
+
+def test_avro_round_trip(tmp_path: Path) -> None:
+    table = make_table()
+    path = write_scores(table, tmp_path / "a.avro")
+    rows = read(path)
+    np.testing.assert_array_equal(rows.score, TOTAL.astype(np.float32))
+    np.testing.assert_array_equal(rows.response, [0, 1, 1, 0])
+    np.testing.assert_array_equal(rows.weight, [1, 2, 0.5, 1])  # not cut to integers
+    assert rows.task == "logistic_regression"
+
+
+def test_avro_has_gdmix_fields_first(tmp_path: Path) -> None:
+    path = write_scores(make_table(response=(0, 1, math.nan, 0)), tmp_path / "a.avro")
+    schema = AvroFile(path).schema
+    assert schema["name"] == "validation_result"
+    assert [(f["name"], f["type"]) for f in schema["fields"][:5]] == [
+        ("uid", "long"),
+        ("predictionScore", "float"),
+        ("response", ["null", "float"]),
+        ("weight", "float"),
+        ("predictionScorePerCoordinate", "float"),
+    ]
+    assert [f["name"] for f in schema["fields"][5:]] == ["user", "day", "offset"]
+    table = open_rows(path).read(["uid", "user", "day", "offset", "response"])
+    assert table["user"].to_pylist() == ["u1", None, "u0", "u1"]
+    assert table["day"].to_pylist() == [3, 3, 4, None]
+    assert table["offset"].to_pylist() == [0.0, 0.1, 0.2, 0.3]
+    assert table["response"].to_pylist() == [0, 1, None, 0]
+
+
+def test_avro_names_are_legal(tmp_path: Path) -> None:
+    table = make_table().append_column("score:per-user", pa.array(TOTAL))
+    path = write_scores(table, tmp_path / "a.avro")
+    assert open_rows(path).read(["score_per_user"])["score_per_user"].to_pylist() == list(TOTAL)
+
+
+def test_avro_with_names_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.avro"
+    own = {"response": "did-click", "total_score": "score", "weight": "w"}
+    write_gdmix_scores(iter([make_table()]), path, own, others=False)
+    names = ["uid", "score", "did_click", "w", "predictionScorePerCoordinate"]
+    assert open_rows(path).schema.names == names
+    rows = read(path)  # the file tells which is which
+    np.testing.assert_array_equal(rows.response, [0, 1, 1, 0])
+    np.testing.assert_array_equal(rows.weight, [1, 2, 0.5, 1])
+    np.testing.assert_array_equal(rows.score, TOTAL.astype(np.float32))
+
+
+def test_scores_that_gdmix_wrote(tmp_path: Path) -> None:
+    # As it names the label where it is told nothing else; without weights.
+    fields = [
+        {"name": "uid", "type": "long"},
+        {"name": "predictionScore", "type": "float"},
+        {"name": "label", "type": ["null", "int"], "default": None},
+    ]
+    schema = {"type": "record", "name": "validation_result", "fields": fields}
+    batch = pa.RecordBatch.from_pydict(
+        {"uid": [1, 2], "predictionScore": [0.5, -1.0], "label": [1, 0]}
+    )
+    write_batches(tmp_path / "a.avro", schema, [batch])
+    rows = read(tmp_path / "a.avro")
+    np.testing.assert_array_equal(rows.response, [1, 0])
+    np.testing.assert_array_equal(rows.score, [0.5, -1])
+    assert rows.task is None
+
+
+def test_part_of_a_folder_is_avro_where_asked(tmp_path: Path) -> None:
+    path = write_pieces(iter([make_table()]), tmp_path / "out", "avro")
+    assert path == tmp_path / "out" / "part-00000.avro"
+    assert read(tmp_path / "out").score.size == N

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.glm.status import FitStatus
 from gdmix.model.mixed_model import CoordinateModel
 
@@ -57,6 +58,15 @@ class Scores:
     train: F64
     validation: F64 | None
 
+    def plus(self, other: Scores) -> Scores:
+        """Return the sum."""
+        train, validation = memory.copy(self.train), None
+        train += other.train
+        if self.validation is not None and other.validation is not None:
+            validation = memory.copy(self.validation)
+            validation += other.validation
+        return Scores(train, validation)
+
 
 class Coordinate(Protocol):
     """One additive part of the model, bound to its rows."""
@@ -65,6 +75,9 @@ class Coordinate(Protocol):
         self, offset: F64, warm_start: CoordinateModel | None
     ) -> tuple[CoordinateModel, FitReport]:
         """Fit to the training rows, given the score that all else adds to each of them."""
+
+    def start(self, model: CoordinateModel) -> tuple[CoordinateModel, CoordinateModel | None]:
+        """Divide an earlier model into what is fitted here and, if any, what stays as it is."""
 
     def score(self, model: CoordinateModel) -> Scores:
         """Score all rows, active and passive, training and validation."""
@@ -79,11 +92,14 @@ class ScoreTable(Protocol):
     def put(self, name: str, scores: Scores) -> None:
         """Set a coordinate's scores."""
 
+    def hold(self, scores: Scores, penalty: float) -> None:
+        """Add scores, and their model's penalty, that no step changes: of what is locked."""
+
     def total_without(self, name: str) -> F64:
         """Return base offset plus all other coordinates' training scores, summed anew."""
 
     def loss(self) -> float:
-        """Return the weighted loss of the training rows at the total score."""
+        """Return the weighted loss of the training rows, and the penalties that are held."""
 
     def evaluate(self) -> dict[str, float]:
         """Return the metrics of the validation rows, or of the training rows without any."""

@@ -66,6 +66,10 @@ class FixedEffectCoordinate:
         model = CoordinateModel(spec.features, spec.intercept, FixedCoefficients(fit.coefficients))
         return model, FitReport(1, {fit.status: 1}, fit.iterations, fit.gradient_norm)
 
+    def start(self, model: CoordinateModel) -> tuple[CoordinateModel, CoordinateModel | None]:
+        """Take an earlier model as it is."""
+        return model, None
+
     def score(self, model: CoordinateModel) -> Scores:
         """Score training and validation rows."""
         coefficients = model.coefficients

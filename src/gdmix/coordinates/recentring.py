@@ -8,6 +8,10 @@ leaves every training score as it is, and the penalty
     l2_fixed / 2 (g + s)^2 + l2_random / 2 sum_e (t_e - s)^2
 
 is least at  s = (l2_random sum_e t_e - l2_fixed g) / (l2_fixed + l2_random C).
+
+A row that has the feature but no entity's coefficient of it, for want of an entity, of a model,
+or because its model was trained on other rows, would keep the fixed effect's share alone: such a
+feature stays where it is.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.glm.columns import column_totals, shift_columns
+from gdmix.glm.objective import dot
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 from gdmix.model.mixed_model import CoordinateModel
 
@@ -39,11 +44,24 @@ class Penalty:
         weights[0] = self.intercept_l2
         return weights
 
+    def term(self, model: CoordinateModel) -> float:
+        """Return the penalty term of the objective."""
+        coefficients = model.coefficients
+        values = coefficients.values
+        if isinstance(coefficients, FixedCoefficients):
+            intercepts = values[:1]
+        else:
+            intercepts = values[coefficients.columns == 0]
+        of_intercepts = dot(intercepts.size, intercepts, intercepts)
+        of_slopes = dot(values.size, values, values) - of_intercepts
+        return 0.5 * (self.l2 * of_slopes + self.intercept_l2 * of_intercepts)
+
 
 def recentre(
     models: Mapping[str, CoordinateModel],
     penalties: Mapping[str, Penalty],
     bag_sizes: Mapping[str, int],
+    uncovered: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> dict[str, CoordinateModel]:
     """Move what random effects share into the fixed effects that have the same bags.
 
@@ -55,6 +73,9 @@ def recentre(
         Of the coordinates that may be changed.
     bag_sizes
         Number of features of each bag.
+    uncovered
+        Of a random effect, (columns,) whether some training row has the column but no
+        coefficient of it; without an entry: none.
 
     Returns
     -------
@@ -73,7 +94,13 @@ def recentre(
             if pairs is not None:
                 own, theirs = pairs
                 result[name], result[target] = _move(
-                    result[name], result[target], own, theirs, penalties[name], penalties[target]
+                    result[name],
+                    result[target],
+                    own,
+                    theirs,
+                    penalties[name],
+                    penalties[target],
+                    (uncovered or {}).get(name),
                 )
     return result
 
@@ -114,6 +141,7 @@ def _move(
     theirs: NDArray[np.int64],
     random_penalty: Penalty,
     fixed_penalty: Penalty,
+    uncovered: NDArray[np.bool_] | None,
 ) -> tuple[CoordinateModel, CoordinateModel]:
     coefficients, target = random.coefficients, fixed.coefficients
     assert isinstance(coefficients, RandomCoefficients)
@@ -130,6 +158,8 @@ def _move(
     pull = weight * totals - fixed_weight * target.values[theirs]
     # Without a penalty on the entities' side the shift would empty the fixed effect.
     useful = (curvature > 0.0) & (weight > 0.0) & (counts > 0)
+    if uncovered is not None:
+        useful &= ~uncovered[own]
     shift = np.divide(pull, curvature, out=np.zeros_like(pull), where=useful)
     by_column = np.zeros(width)
     by_column[own] = shift

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.config import Task, ValidateMode
-from gdmix.data.design import EncodedBag, encode_bag
+from gdmix.data.dense_rows import DenseStack
+from gdmix.data.derived_keys import derive_keys, part_kinds
+from gdmix.data.design import EncodedBag, encode_bag, is_dense_bag
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
 from gdmix.data.keys import Keys, KeysBuilder, as_int64, as_keys, key_type, not_a_key
 from gdmix.data.read import RowSource, Source, open_rows
@@ -242,8 +244,15 @@ class _Reader:
         n = 0
         uid = memory.Stack(np.int64)
         roles = {role: memory.Stack(np.float64) for role in self._roles}
-        keys = {c: KeysBuilder(key_type(self._rows.schema.field(c).type)) for c in schema.keys}
-        bags = {bag: CsrStack(len(indices[bag])) for bag in schema.bags}
+        types = {f.name: f.type for f in self._rows.schema}
+        keys = {
+            key: KeysBuilder(pa.large_string() if key in schema.derived else key_type(types[key]))
+            for key in schema.keys
+        }
+        bags = {
+            bag: (DenseStack if is_dense_bag(spec, types) else CsrStack)(len(indices[bag]))
+            for bag, spec in schema.bags.items()
+        }
         unknown = dict.fromkeys(bags, 0)
 
         def encode(numbered: tuple[int, pa.RecordBatch]) -> _Part:
@@ -274,8 +283,13 @@ class _Reader:
             uid.finish(),
             **columns,
             bags={bag: stack.finish() for bag, stack in bags.items()},
-            keys={column: builder.finish() for column, builder in keys.items()},
+            keys={key: self._finished(key, builder) for key, builder in keys.items()},
         )
+
+    def _finished(self, key: str, builder: KeysBuilder) -> Keys:
+        keys = builder.finish()
+        joined = len(self._schema.derived.get(key, ())) > 1
+        return replace(keys, kinds=part_kinds(keys.values)) if joined else keys
 
     def _encode_batch(
         self, first: int, batch: pa.RecordBatch, indices: Mapping[str, FeatureIndex]
@@ -292,12 +306,17 @@ class _Reader:
         }
         keys, bags = {}, {}
         for name in self._schema.keys:
-            keys[name], rows = as_keys(batch.column(name))
-            findings.add(name, not_a_key(keys[name]), rows)
+            if name in self._schema.derived:
+                keys[name], problems = derive_keys(batch, self._schema.derived[name])
+            else:
+                keys[name], rows = as_keys(batch.column(name))
+                problems = [(name, not_a_key(keys[name]), rows)]
+            for problem in problems:
+                findings.add(*problem)
         for bag, spec in self._schema.bags.items():
             bags[bag] = encode_bag(batch, spec, indices[bag])
-            for problem in bags[bag].problems:
-                findings.add(problem.column, problem.what, problem.rows, problem.example)
+            for odd in bags[bag].problems:
+                findings.add(odd.column, odd.what, odd.rows, odd.example)
         if self._mode != "off":
             check_roles(batch, self._schema, self._task, findings)
         return _Part(uid, roles, keys, bags, findings)

@@ -17,7 +17,7 @@ from gdmix.glm.compiled import kernel
 from gdmix.glm.entities import EntityBlock
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.row_order import RowOrder, order_rows, part_matrix
-from gdmix.glm.threads import map_ordered, split_evenly
+from gdmix.glm.threads import map_ordered, map_threads, split_evenly
 
 I64 = NDArray[np.int64]
 
@@ -72,9 +72,13 @@ def group_rows(
         Rows whose memory may be read in any order; default: as many as a share of the memory
         limit holds.
     """
-    limit = max_part_rows or _rows_in_memory(design)
+    limit = max_part_rows or _rows_of_part(design)
     row_ptr, rows = order_rows(entity, n_entities, limit)
     design = part_matrix(design, rows)
+    if design.is_dense:
+        arrays, all_columns = _dense_layout(design, rows, n_entities)
+        block = EntityBlock(row_ptr, *arrays, rows.gather(response), rows.gather(weight))
+        return GroupedRows(block, rows, all_columns)
     indptr = memory.zeros(rows.order.size + 1, np.int64)
     _row_lengths(rows.order, design.indptr, indptr[1:])
     np.cumsum(indptr, out=indptr)
@@ -120,12 +124,99 @@ def group_rows(
     return GroupedRows(block, rows, columns.finish())
 
 
-def _rows_in_memory(design: CsrMatrix) -> int:
+def _dense_layout(
+    design: CsrMatrix, rows: RowOrder, n_entities: int
+) -> tuple[tuple[I64, I64, NDArray[np.uint32], NDArray[np.float32]], NDArray[np.uint32]]:
+    """Return a block's pointers and values, and columns: every entity has all, none is copied."""
+    width = design.n_columns + 1
+    starts = memory.zeros(rows.order.size + 1, np.int64)
+    np.take(design.indptr, rows.order, out=starts[:-1], mode="clip")
+    coefficient_ptr = memory.empty(n_entities + 1, np.int64)
+    np.multiply(np.arange(n_entities + 1), width, out=coefficient_ptr)
+    columns = memory.empty(n_entities * width, np.uint32)
+    columns.reshape(n_entities, width)[:] = np.arange(width)
+    return (coefficient_ptr, starts, design.indices, design.values), columns
+
+
+def group_passive(
+    design: CsrMatrix,
+    entity: NDArray[np.int32],
+    layout: GroupedRows,
+    threads: int = 1,
+    max_part_rows: int | None = None,
+) -> tuple[GroupedRows, NDArray[np.bool_]]:
+    """Group rows that are only scored, by the local columns that other rows have given.
+
+    Parameters
+    ----------
+    entity
+        (n,) entity number of each row, negative where the row is left out.
+    layout
+        The rows that the models are trained on. Features that a row's model lacks are left out.
+
+    Returns
+    -------
+    tuple
+        The rows, their block without labels, and (columns,) the coordinate columns that some
+        row has and its model lacks.
+    """
+    limit = max_part_rows or _rows_of_part(design)
+    row_ptr, rows = order_rows(entity, layout.block.n_entities, limit)
+    design = part_matrix(design, rows)
+    missing = np.zeros(design.n_columns + 1, np.bool_)
+    no_labels = np.empty(0), np.empty(0)
+    if design.is_dense:
+        own, columns = _dense_layout(design, rows, layout.block.n_entities)
+        return GroupedRows(EntityBlock(row_ptr, *own, *no_labels), rows, columns), missing
+    indptr = memory.zeros(rows.order.size + 1, np.int64)
+    indices, values = np.empty(0, np.uint32), np.empty(0, np.float32)
+    tasks = split_evenly(layout.block.n_entities, 16 * threads)
+
+    def localize(part: tuple[int, int]) -> None:
+        _localize(
+            *part,
+            row_ptr,
+            rows.order,
+            design.indptr,
+            design.indices,
+            design.values,
+            layout.block.coefficient_ptr,
+            layout.columns,
+            indptr,
+            indices,
+            values,
+            missing,
+        )
+
+    map_threads(localize, tasks, threads)  # the first time it counts
+    np.cumsum(indptr, out=indptr)
+    indices = memory.empty(int(indptr[-1]), np.uint32)
+    values = memory.empty(int(indptr[-1]), np.float32)
+    map_threads(localize, tasks, threads)
+    block = EntityBlock(row_ptr, layout.block.coefficient_ptr, indptr, indices, values, *no_labels)
+    return GroupedRows(block, rows, layout.columns), missing
+
+
+def columns_of_rows(design: CsrMatrix, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return (columns,) the coordinate columns, intercept first, that some chosen row has."""
+    found = np.zeros(design.n_columns + 1, np.bool_)
+    found[0] = chosen.any()
+    if design.is_dense:
+        found[:] = found[0]
+        return found
+    _mark_columns(design.indptr, design.indices, chosen, found)
+    return found
+
+
+def _rows_of_part(design: CsrMatrix) -> int:
+    size = design.indices.nbytes + design.values.nbytes
+    return rows_in_memory(design.n_rows, 8 + size / max(design.n_rows, 1))
+
+
+def rows_in_memory(n: int, bytes_per_row: float) -> int:
+    """Return how many of n rows' memory may be read in any order."""
     limit = memory.limit_bytes()
-    if limit is None or not design.n_rows:
-        return max(design.n_rows, 1)
-    per_row = 8 + (design.indices.nbytes + design.values.nbytes) / design.n_rows
-    return max(int(_PART_SHARE * limit / per_row), 1)
+    return max(n if limit is None else int(_PART_SHARE * limit / bytes_per_row), 1)
 
 
 @kernel
@@ -190,6 +281,58 @@ def _fill_entities(
         sizes[e] = size
         used += size
     return used
+
+
+@kernel
+def _localize(
+    first: int,
+    last: int,
+    row_ptr: I64,
+    order: I64,
+    source_indptr: I64,
+    source_indices: NDArray[np.uint32],
+    source_values: NDArray[np.float32],
+    coefficient_ptr: I64,
+    columns: NDArray[np.uint32],
+    indptr: I64,
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    missing: NDArray[np.bool_],
+) -> None:
+    """Copy rows entity by entity, renumbered; without room for any, write their lengths."""
+    for e in range(first, last):
+        own = columns[coefficient_ptr[e] + 1 : coefficient_ptr[e + 1]]
+        for k in range(row_ptr[e], row_ptr[e + 1]):
+            i = order[k]
+            found = 0
+            for q in range(np.uint64(source_indptr[i]), np.uint64(source_indptr[i + 1])):
+                wanted = source_indices[q] + np.uint32(1)
+                low, high = 0, own.size
+                while low < high:
+                    middle = (low + high) // 2
+                    if own[middle] < wanted:
+                        low = middle + 1
+                    else:
+                        high = middle
+                if low == own.size or own[low] != wanted:
+                    missing[wanted] = True
+                    continue
+                if indices.size > 0:
+                    indices[indptr[k] + found] = low
+                    values[indptr[k] + found] = source_values[q]
+                found += 1
+            if indices.size == 0:
+                indptr[k + 1] = found
+
+
+@kernel
+def _mark_columns(
+    indptr: I64, indices: NDArray[np.uint32], chosen: NDArray[np.bool_], found: NDArray[np.bool_]
+) -> None:
+    for i in range(chosen.size):
+        if chosen[i]:
+            for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+                found[indices[q] + np.uint32(1)] = True
 
 
 @kernel

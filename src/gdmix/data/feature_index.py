@@ -78,6 +78,14 @@ class FeatureIndex:
             self._pairs = _table_of(join_keys(self.names, self.terms))
         return self._pairs.find(join_keys(names, terms)).astype(np.int64)
 
+    def extended(self, other: FeatureIndex) -> FeatureIndex:
+        """Return this index, at its end the features that only another one has."""
+        unknown = pa.array(np.flatnonzero(self.lookup_pairs(other.names, other.terms) < 0))
+        return FeatureIndex(
+            pa.concat_arrays([self.names, other.names.take(unknown)]),
+            pa.concat_arrays([self.terms, other.terms.take(unknown)]),
+        )
+
     @staticmethod
     def from_feature_list(path: Path) -> FeatureIndex:
         """Read a feature list: CSV lines ``name,term``, the first of which is column 0.

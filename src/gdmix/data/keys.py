@@ -36,10 +36,13 @@ class Keys:
         The distinct keys, ascending: an Arrow array of int64 or large_string.
     codes
         (n,) int32 position of each row's key among them; -1 where it has none.
+    kinds
+        Types of the columns whose values were joined to keys; none where a column is the key.
     """
 
     values: pa.Array
     codes: I32
+    kinds: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -180,6 +183,12 @@ def _at_least(array: NDArray[Any], size: int) -> NDArray[Any]:
     return grown
 
 
+def renumbered(codes: I32, numbers: I32) -> I32:
+    """Return the new number of each code, (n,); of a negative code, -1."""
+    result: I32 = memory.empty(codes.size, np.int32)
+    return np.take(np.append(numbers, np.int32(-1)), codes, out=result, mode="wrap")
+
+
 def key_type(kind: pa.DataType) -> pa.DataType:
     """Return int64 or large_string: what the keys of a column of this type become."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -265,7 +274,7 @@ def _renumber(rank: I32, codes: I32) -> None:
 
 
 @kernel
-def _mix(h: np.uint64) -> np.uint64:
+def mix(h: np.uint64) -> np.uint64:
     """Mix all bits of a number into all of the result (Steele et al. 2014, SplitMix64)."""
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -278,14 +287,14 @@ def _hash_text(text: NDArray[np.uint8], first: int, last: int) -> np.uint64:
     h = np.uint64(0xCBF29CE484222325)
     for q in range(np.uint64(first), np.uint64(last)):
         h = (h ^ np.uint64(text[q])) * np.uint64(0x100000001B3)
-    return _mix(h)
+    return mix(h)
 
 
 @kernel
 def _fill_slots_of_integers(slots: I32, integers: I64) -> None:
     mask = np.uint64(slots.size - 1)
     for code in range(integers.size):
-        slot = _mix(np.uint64(integers[code])) & mask
+        slot = mix(np.uint64(integers[code])) & mask
         while slots[slot] != _EMPTY:
             slot = (slot + np.uint64(1)) & mask
         slots[slot] = code
@@ -317,7 +326,7 @@ def _look_up_integers(
         codes[i] = -1
         if not valid[i]:
             continue
-        slot = _mix(np.uint64(keys[i])) & mask
+        slot = mix(np.uint64(keys[i])) & mask
         while slots[slot] != _EMPTY and integers[slots[slot]] != keys[i]:
             slot = (slot + np.uint64(1)) & mask
         if slots[slot] == _EMPTY and insert:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.types as pat
 
-from gdmix.config import ColumnRoles, FeatureBag
+from gdmix.config import ColumnRoles, EntityPart, FeatureBag
 from gdmix.errors import DataError, did_you_mean
 
 FeatureKind = Literal["numeric", "categorical", "multi_hot", "dense", "ntv"]
@@ -32,11 +32,13 @@ class RowSchema:
     bags
         Feature bags by name.
     entities
-        Entity columns of the random effects.
+        Entities of the random effects: columns, or names in `derived`.
     groups
         Grouping columns of metrics, such as ``user_id`` in ``auc:user_id``.
     needs_response
         False where rows are only scored.
+    derived
+        Parts of the entities that no column holds.
     """
 
     roles: ColumnRoles
@@ -44,11 +46,32 @@ class RowSchema:
     entities: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     needs_response: bool = True
+    derived: Mapping[str, tuple[EntityPart, ...]] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Entity and grouping columns, each once."""
+        """Entities and grouping columns, each once."""
         return tuple(dict.fromkeys(self.entities + self.groups))
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns whose values are keys, or parts of keys, or are put into bins."""
+        return tuple(dict.fromkeys(self.plain_key_columns + self.binned_columns))
+
+    @property
+    def binned_columns(self) -> tuple[str, ...]:
+        """Columns of numbers that are put into bins."""
+        parts = (p for p in self._key_parts if not isinstance(p, str))
+        return tuple(dict.fromkeys(p.column for p in parts))
+
+    @property
+    def plain_key_columns(self) -> tuple[str, ...]:
+        """Columns whose values are keys, or parts of keys, as they are."""
+        return tuple(dict.fromkeys(p for p in self._key_parts if isinstance(p, str)))
+
+    @property
+    def _key_parts(self) -> list[EntityPart]:
+        return [part for key in self.keys for part in self.derived.get(key, (key,))]
 
     def role_column(self, role: str, available: Iterable[str]) -> str | None:
         """Return the column that plays `role`, or None where a default one is absent."""
@@ -74,8 +97,9 @@ class RowSchema:
                 required[column] = f"the {role}"
                 if not named:
                     mends[column] = f"; if it has another name: `columns: {{{role}: NAME}}`"
-        required |= {c: "an entity column" for c in self.entities}
-        required |= {c: "the grouping column of a metric" for c in self.groups}
+        required |= {c: "an entity column" for c in self.key_columns}
+        groups = [c for c in self.groups if c not in self.derived]
+        required |= {c: "the grouping column of a metric" for c in groups}
         required |= {
             c: f"in feature bag '{b}'" for b, bag in self.bags.items() for c in bag.columns
         }
@@ -204,9 +228,12 @@ def _wrong_types(rows: RowSchema, types: Mapping[str, pa.DataType], source: str)
             expect(column, is_scalar_number(types[column]), f"a number, as it is the {role}")
     if column := rows.role_column("uid", types):
         expect(column, pat.is_integer(types[column]), "an integer, as it is the uid")
-    for column in rows.keys:
+    for column in rows.plain_key_columns:
         if column in types:
             expect(column, is_key(types[column]), f"{KEY_HINT}, as rows are grouped by it")
+    for column in rows.binned_columns:
+        if column in types:
+            expect(column, is_scalar_number(types[column]), "a number, as it is put into bins")
     for bag in rows.bags.values():
         for column in (c for c in bag.columns if c in types):
             stem, _, ending = column.rpartition("_")

@@ -1,14 +1,17 @@
-"""Score files: who, what was observed, the score, as Parquet (or CSV where asked).
+"""Score files: who, what was observed, the score, as Parquet (or CSV, or Avro, where asked).
 
-A file's metadata name the task, so that metrics can be computed from the file alone.
+A file's metadata name the task, so that metrics can be computed from the file alone. In Avro they
+are GDMix's records `validation_result`, whose first fields have GDMix's names and types.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from gdmix.config import Task
+from gdmix.data.avro_write import write_batches
 from gdmix.data.dataset import Dataset
 from gdmix.data.keys import key_column
 from gdmix.data.read import open_rows
@@ -27,6 +31,14 @@ from gdmix.errors import DataError, OutputError, did_you_mean
 F64 = NDArray[np.float64]
 _TASK = b"gdmix.task"
 TOTAL = "total_score"
+GDMIX_TOTAL, GDMIX_OWN = "predictionScore", "predictionScorePerCoordinate"
+_GDMIX_FIELDS: Mapping[str, tuple[str, Any]] = {
+    "uid": ("uid", "long"),
+    TOTAL: (GDMIX_TOTAL, "float"),
+    "response": ("response", ["null", "float"]),
+    "weight": ("weight", "float"),
+    "score": (GDMIX_OWN, "float"),
+}
 _ROWS_PER_PIECE = 500_000
 
 
@@ -64,33 +76,91 @@ def score_tables(
         yield table.replace_schema_metadata({_TASK: task.encode()})
 
 
-def write_scores(tables: Iterator[pa.Table], path: Path) -> Path:
-    """Write a score file: ``.csv``, ``.parquet``, or a folder that gets one part.
+def write_scores(
+    tables: Iterator[pa.Table], path: Path, kind: Literal["parquet", "avro"] = "parquet"
+) -> Path:
+    """Write a score file: ``.csv``, ``.parquet``, ``.avro``, or a folder that gets one part.
 
     Parameters
     ----------
     tables
         Its rows in pieces, at least one.
+    kind
+        Of the part, where `path` is a folder.
 
     Raises
     ------
     OutputError
         If the suffix is another one, or the system refuses to write there.
     """
-    if path.suffix == ".csv":
-        with atomic_file(path) as temporary:
-            first = next(tables)
-            with pyarrow.csv.CSVWriter(temporary, first.schema) as writer:
-                for table in chain([first], tables):
-                    writer.write_table(table)
-        return path
-    if path.suffix not in ("", ".parquet"):
-        raise OutputError(f"{path}: unknown kind of file; use .parquet, .csv or a folder")
+    if path.suffix not in ("", ".parquet", ".csv", ".avro"):
+        raise OutputError(f"{path}: unknown kind of file; use .parquet, .csv, .avro or a folder")
     if path.suffix == "" and path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; name a folder, or a file ending in .parquet or .csv")
-    target = path if path.suffix else path / "part-00000.parquet"
-    write_tables(tables, target)
+    target = path if path.suffix else path / f"part-00000.{kind}"
+    if target.suffix == ".csv":
+        _write_csv(tables, target)
+    elif target.suffix == ".avro":
+        write_gdmix_scores(tables, target)
+    else:
+        write_tables(tables, target)
     return target
+
+
+def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
+    with atomic_file(path) as temporary:
+        first = next(tables)
+        with pyarrow.csv.CSVWriter(temporary, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
+
+
+def write_gdmix_scores(
+    tables: Iterator[pa.Table],
+    path: Path,
+    names: Mapping[str, str] | None = None,
+    others: bool = True,
+) -> None:
+    """Write Avro records ``validation_result``; scores are in single precision, as GDMix has them.
+
+    Parameters
+    ----------
+    names
+        Column to the name its field gets, instead of GDMix's default.
+    others
+        Whether columns that GDMix does not have are written too.
+    """
+    first = next(tables)
+    renamed = {c: (n, _GDMIX_FIELDS[c][1]) for c, n in (names or {}).items()}
+    known = {**_GDMIX_FIELDS, **renamed}
+    kinds = {c: (name, kind) for c, (name, kind) in known.items() if c in first.schema.names}
+    if others:
+        rest = (f for f in first.schema if f.name not in known)
+        kinds |= {f.name: (f.name, ["null", _avro_type(f.type)]) for f in rest}
+    columns = list(kinds)
+    fields = [{"name": _avro_name(name), "type": kind} for name, kind in kinds.values()]
+    schema: dict[str, Any] = {"type": "record", "name": "validation_result", "fields": fields}
+    # What `read_scores` is to know: other programs skip properties that they don't know.
+    task = (first.schema.metadata or {}).get(_TASK)
+    schema |= {} if task is None else {_TASK.decode(): task.decode()}
+    schema |= {f"gdmix.{c}": _avro_name(known[c][0]) for c in ("response", "weight", TOTAL)}
+    names_out = [f["name"] for f in fields]
+    batches = (
+        batch
+        for table in chain([first], tables)
+        for batch in table.select(columns).rename_columns(names_out).to_batches()
+    )
+    write_batches(path, schema, batches)
+
+
+def _avro_name(name: str) -> str:
+    return re.sub(r"\W|^(?=\d)", "_", name, flags=re.ASCII)
+
+
+def _avro_type(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind):
+        return "long"
+    return "double" if pa.types.is_floating(kind) else "string"
 
 
 @dataclass(frozen=True)
@@ -115,7 +185,7 @@ class ScoredRows:
 
 
 def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str) -> ScoredRows:
-    """Read score files.
+    """Read score files, also those of GDMix (there the response may be called ``label``).
 
     Raises
     ------
@@ -124,14 +194,17 @@ def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str)
     """
     rows = open_rows(list(source))
     names = rows.schema.names
-    wanted = [score_column, "response", *groups]
-    weight = ["weight"] if "weight" in names else []
+    if score_column == TOTAL:
+        score_column = _column(rows.schema, TOTAL, GDMIX_TOTAL)
+    response = _column(rows.schema, "response", "label")
+    weight = [c] if (c := _column(rows.schema, "weight")) in names else []
+    wanted = [score_column, response, *groups]
     findings = [
         f"{rows.label}: column '{c}' is missing{did_you_mean(c, names)}"
         for c in dict.fromkeys(wanted)
         if c not in names
     ]
-    for column in dict.fromkeys(["response", score_column, *weight]):
+    for column in dict.fromkeys([response, score_column, *weight]):
         kind = rows.schema.field(column).type if column in names else pa.null()
         if not is_scalar_number(kind):
             findings.append(f"{rows.label}: column '{column}' is {kind}, expected a number")
@@ -140,7 +213,7 @@ def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str)
     table = rows.read(list(dict.fromkeys(wanted + weight)))
     if not table.num_rows:
         raise DataError(f"{rows.label}: has no rows")
-    nulls = {c: table[c].null_count for c in ("response", score_column)}
+    nulls = {c: table[c].null_count for c in (response, score_column)}
     if any(nulls.values()):
         raise DataError(
             [
@@ -154,10 +227,17 @@ def read_scores(source: Sequence[str], groups: Sequence[str], score_column: str)
     return ScoredRows(
         _task_of(rows.schema),
         as_floats(table[score_column], 0.0),
-        as_floats(table["response"], 0.0),
-        as_floats(table["weight"], 1.0) if weight else np.ones(n),
+        as_floats(table[response], 0.0),
+        as_floats(table[weight[0]], 1.0) if weight else np.ones(n),
         codes,
     )
+
+
+def _column(schema: pa.Schema, role: str, otherwise: str = "") -> str:
+    """Return the column of a role: the one that the file names, its own name, or GDMix's."""
+    named = (schema.metadata or {}).get(f"gdmix.{role}".encode(), b"").decode()
+    found = [c for c in (named, role, otherwise) if c in schema.names]
+    return found[0] if found else role
 
 
 def _task_of(schema: pa.Schema) -> Task | None:

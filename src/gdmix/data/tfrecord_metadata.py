@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from gdmix.data.write import atomic_file, write_json
-from gdmix.errors import DataError, OutputError
+from gdmix.errors import DataError
 
 _TYPES = {
     "int": pa.int64(),
@@ -126,41 +127,19 @@ def _spec(where: str, entry: Any) -> TensorSpec:
     return TensorSpec(name, dtype, tuple(shape), sparse)
 
 
-def read_feature_list(path: Path) -> list[tuple[str, str]]:
-    """Read lines ``name,term``: the name ends at the first comma, the term may hold more.
-
-    Raises
-    ------
-    DataError
-        If the file can't be read, is empty, or a line in its midst is.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        what = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise DataError(f"{path}: can't be read as a feature list: {what}") from None
-    lines = [line.rstrip("\r") for line in lines]
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise DataError(f"{path}: the feature list is empty; write a line 'name,term' each")
-    if "" in lines:  # skipped, it would shift the numbers of all after it
-        raise DataError(f"{path}: line {lines.index('') + 1}: expected 'name,term', found nothing")
-    pairs = (line.partition(",") for line in lines)
-    return [(name, term) for name, _, term in pairs]
-
-
 def write_feature_list(path: Path, features: Iterable[tuple[str, str]]) -> None:
-    """Write lines ``name,term``, the first of which is index 0.
+    """Write CSV lines ``name,term``, the first of which is index 0.
+
+    `FeatureIndex.from_feature_list` reads them.
 
     Raises
     ------
     OutputError
-        If a feature can't be written so: its name has a comma, or it spans lines.
+        If the system refuses to write there.
     """
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        for name, term in features:
-            line = f"{name},{term}"
-            if "," in name or "\n" in line or "\r" in line:
-                raise OutputError(f"{path}: feature {line!r} does not fit a line 'name,term'")
-            file.write(line + "\n")
+        plain = csv.writer(file, lineterminator="\n")
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for feature in features:
+            # Of itself, csv takes a carriage return for no reason to quote.
+            (quoted if "\r" in "".join(feature) else plain).writerow(feature)

@@ -56,6 +56,16 @@ def write_tables(tables: Iterator[pa.Table], path: Path) -> None:
                 writer.write_table(table)
 
 
+def link_file(source: Path, path: Path) -> bool:
+    """Give a file a second name; return whether the system could."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, path)
+    except OSError:
+        return False
+    return True
+
+
 def write_json(value: Any, path: Path) -> None:
     """Write a JSON file; NaN becomes null."""
     with atomic_file(path) as temporary:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from gdmix.config import ModelConfig
+from gdmix.config import AvroLayout, ModelConfig
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
 from gdmix.data.read import Source
 from gdmix.model.mixed_model import CoordinateModel, TrainedModel
@@ -17,11 +17,15 @@ class Workspace(Protocol):
 
     @property
     def coordinates(self) -> Mapping[str, Coordinate]:
-        """The runtime coordinates, in order."""
+        """The coordinates that are fitted, in order."""
+
+    @property
+    def start(self) -> Mapping[str, CoordinateModel]:
+        """Models that count before any fit: those of the initial model."""
 
     @property
     def scores(self) -> ScoreTable:
-        """The score table, empty at first."""
+        """The score table: at first it holds what no step changes."""
 
     def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
         """Move what random effects share into the fixed effects (`coordinates.recentring`)."""
@@ -34,8 +38,16 @@ class Workspace(Protocol):
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""
 
-    def write_scores(self, models: Mapping[str, CoordinateModel], folder: Path) -> None:
-        """Write ``<coordinate>/{train_scores,validation_scores}`` for the given models."""
+    def write_scores(
+        self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
+    ) -> None:
+        """Write ``<coordinate>/{train_scores,validation_scores}`` for the given models.
+
+        Parameters
+        ----------
+        avro
+            Write Avro in GDMix's folders, instead of Parquet.
+        """
 
 
 class Engine(Protocol):

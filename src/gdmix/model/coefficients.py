@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gdmix import memory
-from gdmix.data.keys import Keys
+from gdmix.data.derived_keys import part_kinds
+from gdmix.data.keys import Keys, renumbered
 from gdmix.errors import DataError
 from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.ragged import Ragged, lay_out, renumber_columns, take_models
 from gdmix.glm.scoring import score_fixed, score_random
 
 F64 = NDArray[np.float64]
@@ -76,6 +78,43 @@ class RandomCoefficients:
         """
         return score_random(design, numbers, self.indptr, self.columns, self.values, threads)
 
+    def renumbered(self, numbers: NDArray[np.int64]) -> RandomCoefficients:
+        """Return the same models under other column numbers; negative: left out."""
+        return RandomCoefficients(self.entities, *renumber_columns(self._ragged, numbers))
+
+    def take(self, chosen: NDArray[np.int64]) -> RandomCoefficients:
+        """Return the models of the chosen entities, whose numbers ascend."""
+        return RandomCoefficients(
+            self.entities.take(pa.array(chosen)), *take_models(self._ragged, chosen)
+        )
+
+    def united(self, other: RandomCoefficients) -> RandomCoefficients:
+        """Return these models and those of other entities."""
+        entities = pa.concat_arrays([self.entities, other.entities])
+        both = (
+            memory.concatenate([self.indptr, other.indptr[1:] + self.indptr[-1]]),
+            memory.concatenate([self.columns, other.columns]),
+            memory.concatenate([self.values, other.values]),
+        )
+        order = pc.sort_indices(entities).to_numpy().astype(np.int64)
+        return RandomCoefficients(entities.take(pa.array(order)), *take_models(both, order))
+
+    def values_of(
+        self, chosen: NDArray[np.int64], indptr: NDArray[np.int64], columns: NDArray[np.uint32]
+    ) -> F64:
+        """Return coefficients in another layout of entities and columns; 0 where there is none.
+
+        Parameters
+        ----------
+        chosen
+            (E,) number, here, of each of the other layout's entities; -1 where it is unknown.
+        """
+        return lay_out(self._ragged, chosen, indptr, columns)
+
+    @property
+    def _ragged(self) -> Ragged:
+        return self.indptr, self.columns, self.values
+
     def find(self, entity: object) -> int:
         """Return the number of an entity, -1 if it has no model."""
         try:
@@ -98,12 +137,18 @@ def entity_numbers(keys: Keys, entities: pa.Array, column: str) -> NDArray[np.in
     DataError
         If one side is integers and the other strings.
     """
-    if keys.values.type != entities.type:
+    return renumbered(keys.codes, positions(keys, entities, column).astype(np.int32))
+
+
+def positions(keys: Keys, entities: pa.Array, column: str) -> NDArray[np.int64]:
+    """Return the position of each distinct key among `entities`, -1 where it is none; see above."""
+    here, there = str(keys.values.type), str(entities.type)
+    if keys.kinds and len(entities):
+        here, there = ", ".join(keys.kinds), ", ".join(part_kinds(entities))
+    if here != there:
         raise DataError(
-            f"entity column '{column}' is {keys.values.type} in these rows, but {entities.type} "
+            f"entity column '{column}' is {here} in these rows, but {there} "
             "in those the model was trained on; cast it"
         )
     found = pc.fill_null(pc.index_in(keys.values, value_set=entities), -1)
-    numbers = np.append(found.to_numpy(zero_copy_only=False), -1).astype(np.int32)
-    result = memory.empty(keys.codes.size, np.int32)
-    return np.take(numbers, keys.codes, out=result, mode="wrap")
+    return np.asarray(found.to_numpy(zero_copy_only=False).astype(np.int64))

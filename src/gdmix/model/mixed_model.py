@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from gdmix.config import ColumnRoles, FeatureBag, Task
+from gdmix.config import ColumnRoles, EntityPart, FeatureBag, Task
 from gdmix.data.dataset import Dataset
+from gdmix.data.derived_keys import key_of
+from gdmix.data.external_scores import read_external_scores
 from gdmix.data.feature_index import INTERCEPT_NAME, FeatureIndex
+from gdmix.data.read import Source
 from gdmix.data.schema import RowSchema
 from gdmix.errors import ModelError, did_you_mean
 from gdmix.glm import losses
@@ -40,13 +44,45 @@ class CoordinateModel:
     coefficients
         `FixedCoefficients`, or `RandomCoefficients` where `entity` is given.
     entity
-        Entity column of a random effect.
+        Entity of a random effect: a column, or a name among the model's `derived` ones.
     """
 
     features: tuple[str, ...]
     intercept: bool
     coefficients: FixedCoefficients | RandomCoefficients
     entity: str | None = None
+
+    @property
+    def type(self) -> str:
+        """The coordinate's type, as in a configuration."""
+        fixed = isinstance(self.coefficients, FixedCoefficients)
+        return "fixed_effect" if fixed else "random_effect"
+
+
+@dataclass(frozen=True)
+class ExternalModel:
+    """A coordinate whose scores come from files.
+
+    Attributes
+    ----------
+    uid, score, missing
+        As in `config.ExternalScores`.
+    """
+
+    uid: str
+    score: str | None
+    missing: Literal["error", "zero"]
+    type: ClassVar[str] = "external_scores"
+
+    def scores(self, source: Source, rows: Dataset) -> F64:
+        """Return each row's score, (n,).
+
+        Raises
+        ------
+        DataError
+            Where scores are missing or stand twice.
+        """
+        return read_external_scores(source, rows, self.uid, self.score, self.missing)
 
 
 @dataclass(frozen=True)
@@ -65,13 +101,22 @@ class TrainedModel:
         The frozen feature index of each bag.
     coordinates
         Models by coordinate, in order.
+    derived
+        Parts of the entities that no column holds.
     """
 
     task: Task
     columns: ColumnRoles
     bags: Mapping[str, FeatureBag]
     indices: Mapping[str, FeatureIndex]
-    coordinates: Mapping[str, CoordinateModel] = field(default_factory=dict)
+    coordinates: Mapping[str, CoordinateModel | ExternalModel] = field(default_factory=dict)
+    derived: Mapping[str, tuple[EntityPart, ...]] = field(default_factory=dict)
+
+    @property
+    def linear(self) -> dict[str, CoordinateModel]:
+        """Those of the coordinates that have coefficients."""
+        models = self.coordinates.items()
+        return {name: m for name, m in models if isinstance(m, CoordinateModel)}
 
     @property
     def loss(self) -> int:
@@ -80,23 +125,49 @@ class TrainedModel:
 
     def row_schema(self, groups: Sequence[str] = ()) -> RowSchema:
         """Return which columns scoring reads."""
-        entities = (m.entity for m in self.coordinates.values() if m.entity is not None)
+        entities = (m.entity for m in self.linear.values() if m.entity is not None)
         return RowSchema(
             self.columns,
             self.bags,
             tuple(dict.fromkeys(entities)),
             tuple(groups),
             needs_response=False,
+            derived=self.derived,
         )
 
-    def components(self, rows: Dataset, threads: int = 1) -> dict[str, F64]:
-        """Return each coordinate's score of each row, (n,) each, without the rows' offset."""
-        return {
-            name: score_coordinate(model, rows, threads) for name, model in self.coordinates.items()
-        }
+    def components(
+        self, rows: Dataset, threads: int = 1, external: Mapping[str, Source] | None = None
+    ) -> dict[str, F64]:
+        """Return each coordinate's score of each row, (n,) each, without the rows' offset.
+
+        Parameters
+        ----------
+        external
+            Scores of these rows, of each coordinate that has them from files.
+
+        Raises
+        ------
+        ModelError
+            If those of a coordinate are not given, or are given to another.
+        """
+        given = dict(external or {})
+        scores = {}
+        for name, model in self.coordinates.items():
+            if isinstance(model, CoordinateModel):
+                scores[name] = score_coordinate(model, rows, threads)
+            elif name in given:
+                scores[name] = model.scores(given.pop(name), rows)
+            else:
+                raise ModelError(
+                    f"coordinate '{name}' has scores from files: give those of these rows "
+                    f"(`gdmix score --external {name}=PATH`, `predict(external={{'{name}': ...}})`)"
+                )
+        for name in given:
+            raise ModelError(f"no coordinate '{name}' has scores from files")
+        return scores
 
     def coordinate(self, name: str) -> CoordinateModel:
-        """Return a coordinate's model.
+        """Return the model of a coordinate that has coefficients.
 
         Raises
         ------
@@ -107,7 +178,10 @@ class TrainedModel:
             known = ", ".join(self.coordinates)
             hint = did_you_mean(name, self.coordinates)
             raise ModelError(f"no coordinate '{name}'{hint}; the model has: {known}")
-        return self.coordinates[name]
+        model = self.coordinates[name]
+        if isinstance(model, ExternalModel):
+            raise ModelError(f"coordinate '{name}' has scores from files and no coefficients")
+        return model
 
     def feature_names(self, coordinate: str) -> tuple[pa.Array, pa.Array]:
         """Return names and terms of a coordinate's columns, the intercept first."""
@@ -149,7 +223,8 @@ class TrainedModel:
         else:
             first, last = 0, len(coefficients)
             if entity is not None:
-                first = coefficients.find(entity)
+                parts = self.derived.get(model.entity or "")
+                first = coefficients.find(entity if parts is None else key_of(parts, entity))
                 if first < 0:
                     raise ModelError(f"coordinate '{coordinate}' has no model of entity {entity!r}")
                 last = first + 1
@@ -183,17 +258,28 @@ class TrainedModel:
 
     def summary(self, coordinate: str) -> dict[str, object]:
         """Return what a coordinate is and how large."""
+        known = self.coordinates.get(coordinate)
+        if isinstance(known, ExternalModel):
+            nothing: dict[str, object] = {"features": [], "models": 0, "coefficients": 0}
+            return {"type": known.type, "entity": None, **nothing}
         model = self.coordinate(coordinate)
-        random = isinstance(model.coefficients, RandomCoefficients)
         models = len(model.coefficients)
         placeholders = 0 if model.intercept else models  # of the intercept each would have
         return {
-            "type": "random_effect" if random else "fixed_effect",
+            "type": model.type,
             "entity": model.entity,
             "features": list(model.features),
             "models": models,
             "coefficients": model.coefficients.values.size - placeholders,
         }
+
+
+def united(one: CoordinateModel, other: CoordinateModel) -> CoordinateModel:
+    """Return the models of both, which are of other entities."""
+    own, theirs = one.coefficients, other.coefficients
+    assert isinstance(own, RandomCoefficients)
+    assert isinstance(theirs, RandomCoefficients)
+    return replace(one, coefficients=own.united(theirs))
 
 
 def score_coordinate(model: CoordinateModel, rows: Dataset, threads: int = 1) -> F64:

@@ -5,6 +5,7 @@
     <coordinate>/models/part-*.parquet
         fixed effect                  column, value
         random effect                 entity, columns (list), values (list)
+    <coordinate>/models/*.avro        instead, with `format: avro` (`photon_avro`)
 
 The manifest is written last: a folder that has one is whole. `docs/formats.md` is the contract.
 """
@@ -12,7 +13,8 @@ The manifest is written last: a folder that has one is whole. `docs/formats.md` 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gdmix._version import __version__
-from gdmix.config import ColumnRoles, FeatureBag
+from gdmix.config import AvroLayout, BinnedColumn, ColumnRoles, FeatureBag
 from gdmix.data.feature_index import FeatureIndex
-from gdmix.data.write import write_json, write_table, write_tables
+from gdmix.data.write import link_file, write_json, write_table, write_tables
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LOSSES, CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LOSSES, CoordinateModel, ExternalModel, TrainedModel
+from gdmix.model.photon_avro import model_files, read_models, write_models
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_PART = "part-00000.parquet"
+PART = "part-00000.parquet"
 _ENTITIES_PER_PIECE = 50_000
 
 
@@ -42,8 +45,20 @@ def is_model_folder(path: Path) -> bool:
         return False
 
 
-def write_model(model: TrainedModel, folder: Path) -> None:
+def write_model(
+    model: TrainedModel,
+    folder: Path,
+    avro: AvroLayout | None = None,
+    file_of: Callable[[CoordinateModel], Path | None] = lambda model: None,
+) -> None:
     """Write a model into an empty folder.
+
+    Parameters
+    ----------
+    avro
+        Write coefficients as Photon ML and GDMix have them, instead of in Parquet.
+    file_of
+        Tells where `write_coordinate` has written a coordinate already, on the same disk.
 
     Raises
     ------
@@ -53,9 +68,20 @@ def write_model(model: TrainedModel, folder: Path) -> None:
     for bag, index in model.indices.items():
         table = pa.table({"name": index.names, "term": index.terms})
         write_table(table, folder / "feature_index" / f"{bag}.parquet")
-    for name, coordinate in model.coordinates.items():
-        write_coordinate(coordinate, folder / name / "models")
-    write_json(_manifest(model), folder / MANIFEST)
+    for name, coordinate in model.linear.items():
+        if avro is None:
+            written = file_of(coordinate)
+            if written is None or not link_file(written, folder / name / "models" / PART):
+                write_coordinate(coordinate, folder / name / "models")
+        else:
+            write_models(
+                coordinate,
+                model.feature_names(name),
+                model.task,
+                folder / name / "models",
+                partitions=avro.partitions.get(name, 1),
+            )
+    write_json(_manifest(model, avro is not None), folder / MANIFEST)
 
 
 def read_model(folder: Path) -> TrainedModel:
@@ -81,11 +107,15 @@ def read_model(folder: Path) -> TrainedModel:
         bags = {name: FeatureBag.model_validate(bag) for name, bag in manifest["bags"].items()}
         indices = {name: _read_index(folder / "feature_index" / f"{name}.parquet") for name in bags}
         coordinates = {
-            name: read_coordinate(folder / name / "models", entry)
+            name: _read_any(folder / name / "models", entry, indices)
             for name, entry in manifest["coordinates"].items()
         }
         columns = ColumnRoles.model_validate(manifest["columns"])
-        model = TrainedModel(manifest["task"], columns, bags, indices, coordinates)
+        derived = {
+            name: tuple(p if isinstance(p, str) else BinnedColumn.model_validate(p) for p in parts)
+            for name, parts in manifest.get("derived_entities", {}).items()
+        }
+        model = TrainedModel(manifest["task"], columns, bags, indices, coordinates, derived)
         _check_columns(folder, model)
     except KeyError as error:
         raise ModelError(f"{folder / MANIFEST}: damaged: lacks {error}") from None
@@ -106,7 +136,7 @@ def _read_manifest(folder: Path) -> Any:
         raise ModelError(f"{path}: can't be read: {error}") from None
 
 
-def _manifest(model: TrainedModel) -> dict[str, Any]:
+def _manifest(model: TrainedModel, avro: bool) -> dict[str, Any]:
     return {
         "format": "gdmix",
         "version": FORMAT_VERSION,
@@ -114,14 +144,33 @@ def _manifest(model: TrainedModel) -> dict[str, Any]:
         "task": model.task,
         "columns": model.columns.model_dump(mode="json"),
         "bags": {name: bag.model_dump(mode="json") for name, bag in model.bags.items()},
-        "coordinates": {name: describe_coordinate(c) for name, c in model.coordinates.items()},
+        "derived_entities": {
+            name: [p if isinstance(p, str) else p.model_dump(mode="json") for p in parts]
+            for name, parts in model.derived.items()
+        },
+        "coordinates": {
+            name: _describe_external(c)
+            if isinstance(c, ExternalModel)
+            else describe_coordinate(c) | (_describe_avro(c) if avro else {})
+            for name, c in model.coordinates.items()
+        },
     }
+
+
+def _describe_avro(model: CoordinateModel) -> dict[str, Any]:
+    entities = getattr(model.coefficients, "entities", pa.array([], pa.int64()))
+    integers = pa.types.is_integer(entities.type)
+    return {"format": "avro", "entities": "integers" if integers else "text"}
+
+
+def _describe_external(model: ExternalModel) -> dict[str, Any]:
+    return {"type": model.type, **asdict(model)}
 
 
 def describe_coordinate(model: CoordinateModel) -> dict[str, Any]:
     """Return what a manifest says of a coordinate."""
     return {
-        "type": "fixed_effect" if model.entity is None else "random_effect",
+        "type": model.type,
         "features": list(model.features),
         "intercept": model.intercept,
         "entity": model.entity,
@@ -136,7 +185,7 @@ def write_coordinate(model: CoordinateModel, folder: Path) -> None:
     OutputError
         If the system refuses to write there.
     """
-    write_tables(_coefficients_to_arrow(model.coefficients), folder / _PART)
+    write_tables(_coefficients_to_arrow(model.coefficients), folder / PART)
 
 
 def _coefficients_to_arrow(
@@ -213,8 +262,33 @@ def read_coordinate(folder: Path, entry: Mapping[str, Any]) -> CoordinateModel:
     )
 
 
+def _read_any(
+    folder: Path, entry: Mapping[str, Any], indices: Mapping[str, FeatureIndex]
+) -> CoordinateModel | ExternalModel:
+    if entry["type"] == ExternalModel.type:
+        return ExternalModel(entry["uid"], entry["score"], entry["missing"])
+    if entry.get("format") == "avro":
+        return _read_avro(folder, entry, indices)
+    return read_coordinate(folder, entry)
+
+
+def _read_avro(
+    folder: Path, entry: Mapping[str, Any], indices: Mapping[str, FeatureIndex]
+) -> CoordinateModel:
+    models = read_models(model_files(folder))
+    own = [indices[bag] for bag in entry["features"]]
+    kind = pa.int64() if entry["entities"] == "integers" else pa.large_string()
+    fixed = entry["type"] == "fixed_effect"
+    return CoordinateModel(
+        tuple(entry["features"]),
+        bool(entry["intercept"]),
+        models.fixed(own) if fixed else models.random(own, kind),
+        entry["entity"],
+    )
+
+
 def _check_columns(folder: Path, model: TrainedModel) -> None:
-    for name, coordinate in model.coordinates.items():
+    for name, coordinate in model.linear.items():
         width = 1 + sum(len(model.indices[bag]) for bag in coordinate.features)
         coefficients = coordinate.coefficients
         if isinstance(coefficients, FixedCoefficients):
