@@ -212,11 +212,11 @@ class TestBadFiles:
         said = {
             "trian.parquet": "no such file or folder (did you mean 'train.parquet'?)",
             "none/at/all": "no such file or folder",
-            "bare": "the folder holds no .parquet, .arrow or .csv file",
+            "bare": "the folder holds no .parquet, .arrow, .csv, .avro or .tfrecord file",
             "*.arrow": "no file matches the pattern",
             "x" * 300: "can't be looked up: File name too long",
             "notes.txt": "unknown kind of file; use .parquet, .pq, .arrow, .feather, .ipc, "
-            ".csv, .csv.gz, .tsv",
+            ".csv, .csv.gz, .tsv, .avro, .tfrecord, .tfrecord.gz, .tfrecord.deflate",
         }
         for name, text in said.items():
             assert findings(tmp_path / name) == (f"{tmp_path / name}: {text}",)

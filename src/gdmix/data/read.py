@@ -1,16 +1,19 @@
 """Files and frames in, Arrow tables out: only the columns that are needed.
 
-A source is a path (a file, a folder of files, a glob pattern), a list of paths, or a frame in
-memory: pyarrow, pandas, polars, a dict of columns, or anything with ``__arrow_c_stream__``.
+A source is a path (a file, a folder of files, a glob pattern), a list of paths, a `RowSource`, or
+a frame in memory: pyarrow, pandas, polars, a dict of columns, or anything with
+``__arrow_c_stream__``.
 """
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pyarrow.types as pat
 
+from gdmix.data.read_records import AvroRows, stream_tfrecord, tfrecord_schemas
 from gdmix.errors import DataError, did_you_mean
 
 Source = Any
+Stream = Callable[[Sequence[str]], Iterator[pa.Table]]
 
 _ARROW = (pa.Array, pa.ChunkedArray)
 
@@ -35,8 +40,13 @@ _FORMATS = {
     ".csv": "csv",
     ".csv.gz": "csv",
     ".tsv": "csv",
+    ".avro": "avro",
+    ".tfrecord": "tfrecord",
+    ".tfrecord.gz": "tfrecord",
+    ".tfrecord.deflate": "tfrecord",
 }
 
+log = logging.getLogger("gdmix")
 
 _ROWS_PER_PIECE = 1_000_000
 _BYTES_PER_PIECE = 1 << 25
@@ -58,7 +68,7 @@ class RowSource:
 
     label: str
     schema: pa.Schema
-    stream: Callable[[Sequence[str]], Iterator[pa.Table]]
+    stream: Stream
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns of all rows."""
@@ -81,6 +91,8 @@ def open_rows(source: Source, label: str = "data") -> RowSource:
     DataError
         If there is no such file, a file is damaged, or the object is no table.
     """
+    if isinstance(source, RowSource):
+        return source
     if isinstance(source, str | os.PathLike):
         return _open_files([str(source)])
     if (
@@ -183,7 +195,7 @@ def _files_at(text: str) -> list[Path]:
 def _nothing_at(text: str) -> str:
     path = Path(text)
     if path.is_dir():
-        return f"{path}: the folder holds no .parquet, .arrow or .csv file"
+        return f"{path}: the folder holds no .parquet, .arrow, .csv, .avro or .tfrecord file"
     if "://" in text:
         return f"{text}: is a URL; copy the rows to a local path"
     if glob.has_magic(text):
@@ -204,7 +216,17 @@ def _format_of(path: Path) -> str | None:
 def _open_files(paths: list[str]) -> RowSource:
     files = expand_paths(paths)
     label = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    parts = {file: _open_file(file) for file in files}
+    records = tfrecord_schemas([file for file in files if _format_of(file) == "tfrecord"])
+    avros = {file: AvroRows(file) for file in files if _format_of(file) == "avro"}
+    odd = [file for file, avro in avros.items() if avro.uid_is_text]
+    if odd:
+        of = f"{odd[0]} and {len(odd) - 1} more" if odd[1:] else odd[0]
+        log.warning("%s: 'uid' holds no integers: rows go by their position", of)
+    parts = {
+        file: _open_file(file, avros.get(file, records.get(file)))
+        for file in files
+        if file in records or _format_of(file) != "tfrecord"  # else it is empty, others are not
+    }
     schema, conflicts = _common_schema({file: part.schema for file, part in parts.items()})
 
     def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -225,30 +247,44 @@ def _open_files(paths: list[str]) -> RowSource:
     return RowSource(label, schema, stream)
 
 
-def _open_file(file: Path) -> RowSource:
+def _open_file(file: Path, known: pa.Schema | AvroRows | None) -> RowSource:
     kind = _format_of(file)
     if kind is None:
         raise DataError(f"{file}: unknown kind of file; use {', '.join(_FORMATS)}")
-    if kind == "csv":  # can only be read whole
-        table = _normalize(_guarded(file, _read_csv))
-        schema, whole = table.schema, [table]
-
-        def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
-            return (table.select(columns) for table in whole)
+    if kind == "csv":
+        schema, stream = _open_csv(file)
+    elif isinstance(known, AvroRows):
+        schema, stream = known.schema, _as_tables(known.stream)
+    elif known is not None:
+        schema, stream = known, _as_tables(partial(stream_tfrecord, file, known))
+    elif kind == "parquet":
+        schema, stream = _open_columnar(file, pq.read_schema, _read_parquet)
     else:
-        read_schema, read_pieces = {
-            "parquet": (pq.read_schema, _read_parquet),
-            "arrow": (_read_arrow_schema, _read_arrow),
-        }[kind]
-        schema = _normal_schema(_guarded(file, read_schema))
-
-        def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
-            pieces = read_pieces(columns, file)
-            while (piece := _guarded(file, lambda _: next(pieces, None))) is not None:
-                yield _normalize(pa.table(piece).select(columns))
-
+        schema, stream = _open_columnar(file, _read_arrow_schema, _read_arrow)
     _refuse_repeated_columns(str(file), schema)
     return RowSource(str(file), schema, stream)
+
+
+def _open_csv(file: Path) -> tuple[pa.Schema, Stream]:
+    table = _normalize(_guarded(file, _read_csv))  # it can only be read whole
+    return table.schema, lambda columns: iter([table.select(columns)])
+
+
+def _open_columnar(
+    file: Path,
+    read_schema: Callable[[Path], pa.Schema],
+    read_pieces: Callable[[Sequence[str], Path], Iterator[pa.RecordBatch]],
+) -> tuple[pa.Schema, Stream]:
+    def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
+        pieces = read_pieces(columns, file)
+        while (piece := _guarded(file, lambda _: next(pieces, None))) is not None:
+            yield _normalize(pa.table(piece).select(columns))
+
+    return _normal_schema(_guarded(file, read_schema)), stream
+
+
+def _as_tables(read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]) -> Stream:
+    return lambda columns: (pa.Table.from_batches([batch]) for batch in read(columns))
 
 
 def _common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[str, str]]:

@@ -1,0 +1,1 @@
+"""What shops that move in from LinkedIn's GDMix bring with them."""
