@@ -22,6 +22,7 @@ from gdmix import (
     RunConfig,
 )
 from gdmix.config import ModelConfig
+from gdmix.convert import convert_model
 from gdmix.engines.local import LocalEngine, LocalWorkspace
 from gdmix.model.store import read_model, write_model
 from gdmix.runs import run
@@ -99,6 +100,16 @@ def test_a_run_goes_on_where_its_own_model_stopped(
     if limit is None:
         objectives = [stopped, *(s.objective for s in second.history_)]
         assert objectives == sorted(objectives, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["avro", "photon"])
+def test_a_run_goes_on_from_its_own_avro_model(
+    train_rows: pa.Table, earlier: MixedModel, tmp_path: Path, kind: Any
+) -> None:
+    convert_model(tmp_path / "model", tmp_path / kind, kind)
+    workspace = prepare(train_rows, initial_model=tmp_path / kind)
+    stopped = earlier.history_[-1].objective
+    assert objective_at_start(workspace) == pytest.approx(stopped, rel=1e-12)
 
 
 def test_scores_count_from_the_first_step_on(
