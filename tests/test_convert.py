@@ -18,10 +18,10 @@ from gdmix.compat.gdmix_yaml import load_description
 from gdmix.config import AvroLayout, ColumnRoles, FeatureBag, ModelConfig
 from gdmix.convert import avro_schema, convert_features, convert_model, convert_rows
 from gdmix.data import avro
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.read import open_rows
-from gdmix.data.tfrecord_metadata import TensorMetadata
+from gdmix.data.tfrecord.metadata import TensorMetadata
 from gdmix.errors import ConfigError, DataError, ModelError, OutputError
 from gdmix.model.any_model import read_any_model
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients

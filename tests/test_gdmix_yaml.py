@@ -13,10 +13,10 @@ import pytest
 from gdmix import RunConfig
 from gdmix.compat.gdmix_yaml import load_run
 from gdmix.config import FixedEffect, RandomEffect
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.read import open_rows
-from gdmix.data.tfrecord_metadata import TensorMetadata, TensorSpec, write_feature_list
-from gdmix.data.tfrecord_write import write_examples
+from gdmix.data.tfrecord.metadata import TensorMetadata, TensorSpec, write_feature_list
+from gdmix.data.tfrecord.write import write_examples
 from gdmix.errors import ConfigError, DataError
 from gdmix.model.store import read_model
 from gdmix.runs import run

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import pyarrow.types as pat
 
 from gdmix.config import AvroLayout, FixedEffect, ModelConfig, RandomEffect, RunConfig
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.design import encode_bag
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
 from gdmix.data.join import join_rows, open_data
 from gdmix.data.read import RowSource, open_rows
 from gdmix.data.schema import RowSchema, is_list
-from gdmix.data.tfrecord_metadata import TensorMetadata, TensorSpec, write_feature_list
-from gdmix.data.tfrecord_write import write_examples
+from gdmix.data.tfrecord.metadata import TensorMetadata, TensorSpec, write_feature_list
+from gdmix.data.tfrecord.write import write_examples
 from gdmix.data.validate import counted
 from gdmix.data.write import atomic_file, check_replaceable, replaced_folder
 from gdmix.errors import ConfigError, DataError, OutputError

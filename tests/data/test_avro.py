@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdmix.data import avro_container
+from gdmix.data.avro import container as avro_container
 from gdmix.data.avro import read_batches, read_schema
-from gdmix.data.avro_container import CODECS
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.container import CODECS
+from gdmix.data.avro.write import write_batches
 from gdmix.errors import DataError
 
 FUZZ = settings(derandomize=True, deadline=None, max_examples=150)

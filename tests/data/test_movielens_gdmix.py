@@ -15,7 +15,7 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.movielens import SCHEMA, MovieLensFiles
 from gdmix.data.movielens_gdmix import FOLDERS, write_gdmix_folders
 from gdmix.data.read import open_rows
-from gdmix.data.tfrecord_metadata import TensorMetadata
+from gdmix.data.tfrecord.metadata import TensorMetadata
 from gdmix.runs import run
 
 ROWS = {

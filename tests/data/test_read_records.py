@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gdmix import FixedEffect, MixedModel, RandomEffect
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.read import open_rows
-from gdmix.data.tfrecord_metadata import TensorMetadata, TensorSpec
-from gdmix.data.tfrecord_write import write_examples, write_sequence_examples
+from gdmix.data.tfrecord.metadata import TensorMetadata, TensorSpec
+from gdmix.data.tfrecord.write import write_examples, write_sequence_examples
 from gdmix.errors import DataError
 
 NTV = pa.list_(pa.struct([("name", pa.string()), ("term", pa.string()), ("value", pa.float64())]))

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gdmix.config import Task
-from gdmix.data.avro_container import AvroFile
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.container import AvroFile
+from gdmix.data.avro.write import write_batches
 from gdmix.data.dataset import Dataset
 from gdmix.data.keys import Keys
 from gdmix.data.read import open_rows

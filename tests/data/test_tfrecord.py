@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.tfrecord import read_batches, read_schema
-from gdmix.data.tfrecord_framing import masked_checksum
-from gdmix.data.tfrecord_metadata import TensorMetadata, TensorSpec, write_feature_list
-from gdmix.data.tfrecord_write import write_examples, write_sequence_examples
+from gdmix.data.tfrecord.framing import masked_checksum
+from gdmix.data.tfrecord.metadata import TensorMetadata, TensorSpec, write_feature_list
+from gdmix.data.tfrecord.write import write_examples, write_sequence_examples
 from gdmix.errors import DataError
 
 FIXTURES = Path(__file__).parent / "fixtures"  # written by TensorFlow 2.21
@@ -363,7 +363,7 @@ class TestErrors:
         assert "has no feature 'respons' (did you mean 'response'?)" in text
 
     def test_too_many_features(self, put: Any, monkeypatch: Any) -> None:
-        monkeypatch.setattr("gdmix.data.tfrecord_columns._MOST_FEATURES", 100)
+        monkeypatch.setattr("gdmix.data.tfrecord.columns._MOST_FEATURES", 100)
         path = put(example(**{f"f{i}": ints(1) for i in range(101)}))
         assert "more than 100 features" in refusal(lambda: read(path))
 

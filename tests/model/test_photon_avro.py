@@ -10,8 +10,8 @@ import pytest
 
 from gdmix.config import AvroLayout, ColumnRoles, FeatureBag
 from gdmix.data import avro
-from gdmix.data.avro_container import AvroFile
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.container import AvroFile
+from gdmix.data.avro.write import write_batches
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.gdmix_layout import java_hash, partitions_of
 from gdmix.errors import ModelError

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.movielens import GENRES, MovieLensFiles
-from gdmix.data.tfrecord_metadata import TensorMetadata, TensorSpec, write_feature_list
-from gdmix.data.tfrecord_write import write_examples
+from gdmix.data.tfrecord.metadata import TensorMetadata, TensorSpec, write_feature_list
+from gdmix.data.tfrecord.write import write_examples
 from gdmix.data.write import atomic_file, replaced_folder
 
 OCCUPATIONS = (

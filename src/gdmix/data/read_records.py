@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from gdmix.data import avro, tfrecord
-from gdmix.data.avro_container import AvroFile
+from gdmix.data.avro.container import AvroFile
 from gdmix.data.schema import is_list, is_text
-from gdmix.data.tfrecord_metadata import TensorMetadata
+from gdmix.data.tfrecord.metadata import TensorMetadata
 from gdmix.errors import DataError
 
 METADATA_MAP = "metadataMap"

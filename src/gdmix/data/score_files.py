@@ -19,7 +19,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from gdmix.config import Task
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.dataset import Dataset
 from gdmix.data.keys import key_column
 from gdmix.data.read import open_rows

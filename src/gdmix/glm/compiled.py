@@ -63,7 +63,7 @@ def _compile(function: _Function, fastmath: set[str]) -> _Function:
 @cache
 def _sources() -> str:
     package = Path(__file__).parents[1]
-    files = (p for folder in ("glm", "data") for p in sorted((package / folder).glob("*.py")))
+    files = (p for folder in ("glm", "data") for p in sorted((package / folder).rglob("*.py")))
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gdmix.config import Task
 from gdmix.data import avro
-from gdmix.data.avro_write import write_batches
+from gdmix.data.avro.write import write_batches
 from gdmix.data.feature_index import INTERCEPT_NAME, FeatureIndex, join_keys, split_keys
 from gdmix.data.gdmix_layout import FIXED_MODEL, FIXED_MODEL_ID, model_part, partitions_of
 from gdmix.data.keys import KeyTable

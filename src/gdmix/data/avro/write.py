@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 from numpy.typing import NDArray
 
-from gdmix.data.avro_container import CODECS, AvroCodec, container_file
-from gdmix.data.avro_schema import AvroType, parse_schema
-from gdmix.data.avro_wire import GROW, MOST_DEPTH, Memory, Op, encode_rows
+from gdmix.data.avro.container import CODECS, AvroCodec, container_file
+from gdmix.data.avro.schema import AvroType, parse_schema
+from gdmix.data.avro.wire import GROW, MOST_DEPTH, Memory, Op, encode_rows
 from gdmix.data.schema import is_bytes, is_list, is_text
 from gdmix.errors import DataError, did_you_mean
 

@@ -20,14 +20,14 @@ import pyarrow.types as pat
 from numpy.typing import NDArray
 
 from gdmix.data.schema import KEY_HINT, is_bytes, is_key, is_list, is_text
-from gdmix.data.tfrecord_framing import (
+from gdmix.data.tfrecord.framing import (
     FRAME,
     Bytes,
     Compression,
     masked_checksum,
     record_file,
 )
-from gdmix.data.tfrecord_wire import BYTES, FLOATS, I64, INTEGERS, join_names
+from gdmix.data.tfrecord.wire import BYTES, FLOATS, I64, INTEGERS, join_names
 from gdmix.data.varint import put_varint
 from gdmix.errors import DataError, did_you_mean
 from gdmix.glm.compiled import kernel

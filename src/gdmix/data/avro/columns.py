@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gdmix.data.avro_schema import AvroType, arrow_type
-from gdmix.data.avro_wire import MOST_DEPTH, Memory, Op
+from gdmix.data.avro.schema import AvroType, arrow_type
+from gdmix.data.avro.wire import MOST_DEPTH, Memory, Op
 
 I64 = NDArray[np.int64]
 
@@ -57,7 +57,7 @@ class ReadProgram:
     Attributes
     ----------
     code
-        (instructions, 4), see `avro_wire`.
+        (instructions, 4), see `wire`.
     columns
         By name, those that are kept; the others are passed over.
     widths

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gdmix.data.avro_columns import ReadProgram, Rows
-from gdmix.data.avro_container import AvroFile
-from gdmix.data.avro_schema import AvroType, arrow_field, parse_schema
-from gdmix.data.avro_wire import (
+from gdmix.data.avro.columns import ReadProgram, Rows
+from gdmix.data.avro.container import AvroFile
+from gdmix.data.avro.schema import AvroType, arrow_field, parse_schema
+from gdmix.data.avro.wire import (
     BAD_BRANCH,
     BAD_COUNT,
     BAD_INT,

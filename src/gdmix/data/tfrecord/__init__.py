@@ -22,10 +22,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gdmix.data.schema import is_list
-from gdmix.data.tfrecord_columns import KINDS, Feature, Part, is_utf8, scan_records, spread
-from gdmix.data.tfrecord_framing import read_records
-from gdmix.data.tfrecord_metadata import TensorMetadata
-from gdmix.data.tfrecord_wire import EMPTY, FEATURES, Cells
+from gdmix.data.tfrecord.columns import KINDS, Feature, Part, is_utf8, scan_records, spread
+from gdmix.data.tfrecord.framing import read_records
+from gdmix.data.tfrecord.metadata import TensorMetadata
+from gdmix.data.tfrecord.wire import EMPTY, FEATURES, Cells
 from gdmix.errors import DataError, did_you_mean
 
 _GROUPED = {b"tfrecord": b"SequenceExample"}

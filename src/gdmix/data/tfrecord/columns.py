@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gdmix.data.schema import is_list
-from gdmix.data.tfrecord_framing import Records
-from gdmix.data.tfrecord_wire import (
+from gdmix.data.tfrecord.framing import Records
+from gdmix.data.tfrecord.wire import (
     ABSENT,
     BYTES,
     EMPTY,
