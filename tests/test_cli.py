@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -203,8 +204,11 @@ def test_warmup(gdmix: Cli, monkeypatch: Any) -> None:
 
 
 @pytest.mark.slow
-def test_after_warmup_nothing_is_left_to_compile(project: Path) -> None:
+def test_after_warmup_nothing_is_left_to_compile(project: Path, train_rows: pa.Table) -> None:
     cache = project / "cache"
+    kinds = pa.array([f"k{i}" for i in range(train_rows.num_rows)])
+    wide = train_rows.set_column(train_rows.schema.get_field_index("kind"), "kind", kinds)
+    pq.write_table(wide, project / "wide.parquet")
     compiled = []
     for arguments in (
         ("warmup",),
@@ -215,6 +219,12 @@ def test_after_warmup_nothing_is_left_to_compile(project: Path) -> None:
         ("train", "run.yaml", "--overwrite", "--set", "task=poisson_regression",
          "--set", "columns.response=count", "--set", "metrics=[poisson_loss, mae]"),
         ("score", "runs/one", "validation.parquet", "-o", "s.parquet"),
+        ("train", "run.yaml", "-o", "runs/wide", "--set", "data.train=wide.parquet",
+         "--set", "data.validation=wide.parquet"),
+        ("convert", "rows", "train.parquet", "-o", "t.tfrecord"),
+        ("convert", "rows", "train.parquet", "-o", "t.avro"),
+        ("score", "runs/one", "t.tfrecord", "-o", "t.parquet"),
+        ("score", "runs/one", "t.avro", "-o", "a.parquet"),
     ):  # fmt: skip
         variables = {**environment(), "NUMBA_CACHE_DIR": str(cache)}
         subprocess.run(command(*arguments), env=variables, check=True, capture_output=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from gdmix import memory
 from gdmix.config import FixedEffect, RandomEffect, Task
-from gdmix.data.write import temporary_folder
+from gdmix.convert import convert_rows
+from gdmix.data.tfrecord.write import write_sequence_examples
+from gdmix.data.write import temporary_folder, write_table
 from gdmix.estimator import MixedModel
+from gdmix.glm.large import MAX_DIRECT_COEFFICIENTS
 
+_WIDE = MAX_DIRECT_COEFFICIENTS + 1
 _NO_MEMORY = 1000  # bytes: so few that rows are parted
 _TASKS: tuple[Task, ...] = ("logistic_regression", "linear_regression", "poisson_regression")
 
@@ -52,7 +57,40 @@ def compile_kernels() -> float:
         model.fit(hard)
     # From an earlier model, with an entity that has too few rows, and one that has none.
     later = {**rows, "entity": np.append(9, np.arange(1, n) % 3)}
+    # More features than a direct solver takes.
+    wide = {"name": [f"n{i}" for i in range(_WIDE)], "response": np.arange(_WIDE) % 2}
+    names = {"names": ["name"]}
+    MixedModel([FixedEffect("global", features="names")], features=names).fit(wide)
     with temporary_folder(None) as folder, memory.limited(_NO_MEMORY, folder / "scratch"):
         model.save(folder / "model")
         model.set_params(solver="descent", initial_model=folder / "model").fit(later)
     return time.process_time() - started
+
+
+def _read_and_write(folder: Path) -> None:
+    """Write and read a row of every kind of value in every format of other programs."""
+    rows = pa.table(
+        {
+            "uid": [1, 2],
+            "weight": [0.5, None],
+            "flag": [True, False],
+            "name": ["a", None],
+            "bytes": [b"a", b"b"],
+            "f_indices": [[0, 1], [2]],
+            "f_values": [[0.5, 1.5], [2.5]],
+            "tags": [["x"], []],
+            "ntv": [[{"name": "x", "term": "", "value": 1.0}], []],
+        }
+    )
+    plain = rows.drop_columns(["ntv"])
+    for name, table in (("rows.avro", rows), ("rows.tfrecord", plain)):
+        convert_rows([str(_parquet(table, folder))], folder / name)
+        convert_rows([str(folder / name)], folder / f"{name}.parquet")
+    write_sequence_examples(folder / "grouped.tfrecord", plain.to_batches(), "uid")
+    convert_rows([str(folder / "grouped.tfrecord")], folder / "grouped.parquet")
+
+
+def _parquet(table: pa.Table, folder: Path) -> Path:
+    path = folder / "rows.parquet"
+    write_table(table, path)
+    return path
