@@ -63,6 +63,7 @@ def compile_kernels() -> float:
     MixedModel([FixedEffect("global", features="names")], features=names).fit(wide)
     with temporary_folder(None) as folder, memory.limited(_NO_MEMORY, folder / "scratch"):
         model.save(folder / "model")
+        _read_and_write(folder)
         model.set_params(solver="descent", initial_model=folder / "model").fit(later)
     return time.process_time() - started
 

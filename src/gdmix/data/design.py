@@ -226,7 +226,9 @@ def _floats(column: pa.Array) -> NDArray[np.float32]:
     if column.null_count:
         values = np.where(column.is_valid().to_numpy(zero_copy_only=False), values, 0)
     with np.errstate(over="ignore"):
-        return np.asarray(values, np.float32)
+        values = np.asarray(values, np.float32)
+    # A kernel that is given Arrow's own, read-only memory would be compiled once more.
+    return values if values.flags.writeable else values.copy()
 
 
 def _present(column: pa.Array) -> NDArray[np.float32]:
