@@ -132,7 +132,7 @@ class _Rows:
         What messages call them.
     schema
         Of the columns that are read.
-    left_out
+    kept
         (n,) whether a row of the source is kept; None: all are.
     """
 

@@ -1,4 +1,4 @@
-"""One machine: arrays in memory and threads."""
+"""One machine: arrays, in memory or beyond it in mapped files, and threads."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _with_locked_features(
 
 
 class LocalWorkspace:
-    """A configuration bound to rows in memory."""
+    """A configuration bound to rows of this machine."""
 
     def __init__(
         self,
