@@ -25,7 +25,7 @@ from gdmix.data.tfrecord.metadata import TensorMetadata
 from gdmix.errors import ConfigError, DataError, ModelError, OutputError
 from gdmix.model.any_model import read_any_model
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 from gdmix.model.store import read_model, write_model
 from gdmix.runs import run
 
@@ -456,8 +456,8 @@ class TestModels:
         assert "left out the models of 'per-user'" in caplog.text
 
 
-def level(value: float) -> CoordinateModel:
-    return CoordinateModel((), True, FixedCoefficients(np.array([value])))
+def level(value: float) -> LinearModel:
+    return LinearModel((), True, FixedCoefficients(np.array([value])))
 
 
 # Crossed features
@@ -482,7 +482,7 @@ def crossed() -> TrainedModel:
         {"cohorts": index, "x": FeatureIndex(["x"], [""])},
         {
             "level": level(0.5),
-            "cohort": CoordinateModel(("cohorts",), True, FixedCoefficients(values)),
+            "cohort": LinearModel(("cohorts",), True, FixedCoefficients(values)),
         },
     )
 
@@ -532,7 +532,7 @@ class TestCrossed:
         plain = TrainedModel(
             plain.task, plain.columns, plain.bags,
             {**plain.indices, "cohorts": FeatureIndex(["age"], [""])},
-            {"cohort": CoordinateModel(("cohorts",), True, FixedCoefficients(np.ones(2)))},
+            {"cohort": LinearModel(("cohorts",), True, FixedCoefficients(np.ones(2)))},
         )  # fmt: skip
         write_model(plain, tmp_path / "plain")
         code, said = gdmix("convert", "model", str(tmp_path / "plain"), "-o", str(tmp_path / "out"),

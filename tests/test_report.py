@@ -14,7 +14,7 @@ from gdmix import report
 from gdmix.config import ColumnRoles, FeatureBag
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 from gdmix.runs import RunHistory
 
 NAMES = ("global", "per-user", "per-movie")
@@ -144,9 +144,9 @@ def model() -> TrainedModel:
         {"user": FeatureBag(columns=("x",))},
         {"user": FeatureIndex(["x"], [""])},
         {
-            "global": CoordinateModel(("user",), True, FixedCoefficients(np.array([1.0, 2.0]))),
-            "per-user": CoordinateModel(("user",), True, random, "user_id"),
-            "level": CoordinateModel((), True, FixedCoefficients(np.array([1.0]))),
+            "global": LinearModel(("user",), True, FixedCoefficients(np.array([1.0, 2.0]))),
+            "per-user": LinearModel(("user",), True, random, "user_id"),
+            "level": LinearModel((), True, FixedCoefficients(np.array([1.0]))),
         },
     )
 

@@ -21,7 +21,7 @@ from typing import Any
 from gdmix.data.write import write_json
 from gdmix.descent import Descent, Step
 from gdmix.errors import ModelError
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 from gdmix.model.store import PART, describe_coordinate, read_coordinate, write_coordinate
 
 STATE = "state.json"
@@ -40,7 +40,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[int, tuple[str, CoordinateModel]] = {}
+        self._files: dict[int, tuple[str, LinearModel]] = {}
         self._resting_until = 0.0
 
     def exists(self) -> bool:
@@ -81,8 +81,8 @@ class Checkpoint:
         self._resting_until = now + (now - started) / _SHARE
 
     def _write(
-        self, models: Mapping[str, CoordinateModel], step: int
-    ) -> dict[str, tuple[str, CoordinateModel]]:
+        self, models: Mapping[str, LinearModel], step: int
+    ) -> dict[str, tuple[str, LinearModel]]:
         """Write the models that are not on disk yet; return file and model of each."""
         result = {}
         for name, model in models.items():
@@ -93,7 +93,7 @@ class Checkpoint:
             result[name] = self._files[id(model)]
         return result
 
-    def file_of(self, model: CoordinateModel) -> Path | None:
+    def file_of(self, model: LinearModel) -> Path | None:
         """Return the file that holds a model's coefficients, if the last state has it."""
         file, _ = self._files.get(id(model), ("", None))
         return self._folder / file / PART if file else None
@@ -119,7 +119,7 @@ class Checkpoint:
             raise ModelError(f"{path}: can't be read: {error}") from None
         return state
 
-    def _read(self, entries: Mapping[str, dict[str, Any]]) -> dict[str, CoordinateModel]:
+    def _read(self, entries: Mapping[str, dict[str, Any]]) -> dict[str, LinearModel]:
         known = {file: model for file, model in self._files.values()}
         models = {}
         for name, entry in entries.items():

@@ -16,12 +16,12 @@ from typing import Any, Literal
 from gdmix.config import JOINT
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
 from gdmix.glm.status import FitStatus
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 log = logging.getLogger("gdmix")
 
-Recentre = Callable[[Mapping[str, CoordinateModel]], dict[str, CoordinateModel]]
-FitJointly = Callable[[Mapping[str, CoordinateModel]], tuple[dict[str, CoordinateModel], FitReport]]
+Recentre = Callable[[Mapping[str, LinearModel]], dict[str, LinearModel]]
+FitJointly = Callable[[Mapping[str, LinearModel]], tuple[dict[str, LinearModel], FitReport]]
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Descent:
         The models after the last step.
     """
 
-    models: dict[str, CoordinateModel] = field(default_factory=dict)
+    models: dict[str, LinearModel] = field(default_factory=dict)
     history: list[Step] = field(default_factory=list)
     selected: int = -1
     converged: bool | None = None
-    current: dict[str, CoordinateModel] = field(default_factory=dict)
+    current: dict[str, LinearModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,14 @@ def descend(
         scores.put(name, coordinates[name].score(model))
     done = len(result.history)
 
-    def replace(new: Mapping[str, CoordinateModel]) -> None:
+    def replace(new: Mapping[str, LinearModel]) -> None:
         for name, model in new.items():
             if model is not result.current.get(name):
                 scores.put(name, coordinates[name].score(model))
         result.current = {**result.current, **new}
 
     def step(
-        number: int, name: str, fit: Callable[[], tuple[dict[str, CoordinateModel], FitReport]]
+        number: int, name: str, fit: Callable[[], tuple[dict[str, LinearModel], FitReport]]
     ) -> None:
         if on_start is not None:
             on_start(number, name)
@@ -226,9 +226,9 @@ def descend(
 def _fit_one(
     coordinates: Mapping[str, Coordinate],
     scores: ScoreTable,
-    models: Mapping[str, CoordinateModel],
+    models: Mapping[str, LinearModel],
     name: str,
-) -> tuple[dict[str, CoordinateModel], FitReport]:
+) -> tuple[dict[str, LinearModel], FitReport]:
     model, report = coordinates[name].fit(scores.total_without(name), models.get(name))
     return {name: model}, report
 

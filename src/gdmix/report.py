@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gdmix.model.mixed_model import CoordinateModel, ExternalModel, TrainedModel
+from gdmix.model.mixed_model import ExternalModel, LinearModel, TrainedModel
 from gdmix.runs import RunHistory
 
 _MOST_PASSES = 6  # of a longer run the table shows the first ones, the kept one and the last
@@ -118,7 +118,7 @@ def model_table(model: TrainedModel, title: str) -> Group:
     return _titled(title, table)
 
 
-def _features(model: CoordinateModel | ExternalModel) -> str:
+def _features(model: LinearModel | ExternalModel) -> str:
     if isinstance(model, ExternalModel):
         return "(scores from files)"
     return ", ".join(model.features) or "(intercept)"

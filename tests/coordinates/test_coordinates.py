@@ -19,7 +19,7 @@ from gdmix.data.schema import RowSchema
 from gdmix.errors import DataError
 from gdmix.glm.losses import LOGISTIC
 from gdmix.glm.status import FitStatus
-from gdmix.model.mixed_model import CoordinateModel, score_coordinate
+from gdmix.model.mixed_model import LinearModel, score_coordinate
 
 SCHEMA = RowSchema(
     ColumnRoles(),
@@ -56,7 +56,7 @@ def bind(spec: FixedEffect | RandomEffect, train: Dataset, validation: Dataset |
 
 def fit(
     spec: FixedEffect | RandomEffect, data: tuple[Dataset, Dataset]
-) -> tuple[Coordinate, CoordinateModel, FitReport]:
+) -> tuple[Coordinate, LinearModel, FitReport]:
     coordinate = bind(spec, *data)
     model, report = coordinate.fit(np.linspace(-1.0, 1.0, data[0].n_rows), None)
     return coordinate, model, report
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_model(spec: Any, data: tuple[Dataset, Dataset])
     assert set(report.statuses) <= {FitStatus.CONVERGED, FitStatus.SEPARATED}
 
 
-def penalised(spec: Any, model: CoordinateModel) -> NDArray[np.bool_]:
+def penalised(spec: Any, model: LinearModel) -> NDArray[np.bool_]:
     coefficients = model.coefficients
     columns = getattr(coefficients, "columns", np.arange(coefficients.values.size))
     return (columns > 0) | np.bool_(spec.regularize_intercept)

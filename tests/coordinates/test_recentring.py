@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from gdmix.coordinates.recentring import Penalty, recentre
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 SIZES = {"user": 2, "movie": 3}
 DENSE = CsrMatrix(
@@ -22,21 +22,21 @@ DENSE = CsrMatrix(
 NUMBERS = np.array([0, 1, 0])
 
 
-def _fixed(features: tuple[str, ...], values: list[float]) -> CoordinateModel:
-    return CoordinateModel(features, True, FixedCoefficients(np.array(values)))
+def _fixed(features: tuple[str, ...], values: list[float]) -> LinearModel:
+    return LinearModel(features, True, FixedCoefficients(np.array(values)))
 
 
-def _random(intercept: bool = True) -> CoordinateModel:
+def _random(intercept: bool = True) -> LinearModel:
     coefficients = RandomCoefficients(
         pa.array([10, 20]),
         np.array([0, 4, 8]),
         np.array([0, 1, 2, 3] * 2, np.uint32),
         np.array([0.5 * intercept, 1.0, -2.0, 3.0, 1.5 * intercept, 4.0, 0.5, 0.25]),
     )
-    return CoordinateModel(("movie",), intercept, coefficients, "movie_id")
+    return LinearModel(("movie",), intercept, coefficients, "movie_id")
 
 
-def _penalty(model: CoordinateModel, penalty: Penalty) -> float:
+def _penalty(model: LinearModel, penalty: Penalty) -> float:
     coefficients = model.coefficients
     columns = (
         np.arange(coefficients.values.size)
@@ -52,7 +52,7 @@ def test_total_scores_stay_and_penalty_is_least() -> None:
     penalties = {"global": Penalty(2.0, 0.0), "per": Penalty(5.0, 0.7)}
     moved = recentre(models, penalties, SIZES)
 
-    def total(ms: dict[str, CoordinateModel]) -> np.ndarray:
+    def total(ms: dict[str, LinearModel]) -> np.ndarray:
         return ms["global"].coefficients.score(DENSE) + ms["per"].coefficients.score(DENSE, NUMBERS)
 
     np.testing.assert_allclose(total(moved), total(models), atol=1e-12)
@@ -66,7 +66,7 @@ def test_total_scores_stay_and_penalty_is_least() -> None:
             values = random.values - shift * (random.columns == column)
             changed = RandomCoefficients(random.entities, random.indptr, random.columns, values)
             return _penalty(_fixed(("movie",), list(fixed)), penalties["global"]) + _penalty(
-                CoordinateModel(("movie",), True, changed, "movie_id"), penalties["per"]
+                LinearModel(("movie",), True, changed, "movie_id"), penalties["per"]
             )
 
         assert minimize_scalar(penalty_at, tol=1e-12).x == pytest.approx(0.0, abs=1e-6)

@@ -12,17 +12,17 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import DataError, ModelError
 from gdmix.glm import losses
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 
 
-def random(intercept: bool = True) -> CoordinateModel:
+def random(intercept: bool = True) -> LinearModel:
     coefficients = RandomCoefficients(
         pa.array([7, 9]),
         np.array([0, 2, 5]),
         np.array([0, 2, 0, 1, 3], np.uint32),
         np.array([1.0 * intercept, -3.0, 0.5 * intercept, 0.25, 8.0]),
     )
-    return CoordinateModel(("row",), intercept, coefficients, "user")
+    return LinearModel(("row",), intercept, coefficients, "user")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def model() -> TrainedModel:
             "more": FeatureIndex(["y"], [""]),
         },
         {
-            "global": CoordinateModel(
+            "global": LinearModel(
                 ("more", "row"), True, FixedCoefficients(np.array([0.5, -2.0, 1.0, 4.0, -8.0]))
             ),
             "per-user": random(),

@@ -16,7 +16,7 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.gdmix_layout import java_hash, partitions_of
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 from gdmix.model.photon_avro import natural_type, read_models, write_models
 from gdmix.model.store import read_model, write_model
 
@@ -25,13 +25,13 @@ AGE = FeatureIndex(["age", "gender", "gender", "ü, x"], ["", "F", "M", "a,b"])
 SIZE = FeatureIndex(["size"], [""])
 
 
-def fixed(intercept: bool = True) -> CoordinateModel:
+def fixed(intercept: bool = True) -> LinearModel:
     values = np.array([0.1, 1 / 3, 0.0, 1e-300, -2.5, 5e-5])
     values[0] *= intercept
-    return CoordinateModel(("user", "movie"), intercept, FixedCoefficients(values))
+    return LinearModel(("user", "movie"), intercept, FixedCoefficients(values))
 
 
-def random(entities: pa.Array, intercept: bool = True) -> CoordinateModel:
+def random(entities: pa.Array, intercept: bool = True) -> LinearModel:
     coefficients = RandomCoefficients(
         entities,
         np.array([0, 3, 4, 6]),
@@ -40,7 +40,7 @@ def random(entities: pa.Array, intercept: bool = True) -> CoordinateModel:
     )
     if not intercept:
         coefficients.values[[0, 3, 4]] = 0
-    return CoordinateModel(("user",), intercept, coefficients, "user_id")
+    return LinearModel(("user",), intercept, coefficients, "user_id")
 
 
 IDS = pa.array([-5, 3, 20])
@@ -57,12 +57,12 @@ def trained(intercept: bool = True) -> TrainedModel:
             "global": fixed(intercept),
             "per-user": random(IDS, intercept),
             "per-item": random(TEXTS, intercept),
-            "level": CoordinateModel((), True, FixedCoefficients(np.array([0.75]))),
+            "level": LinearModel((), True, FixedCoefficients(np.array([0.75]))),
         },
     )
 
 
-def assert_equal(a: CoordinateModel, b: CoordinateModel) -> None:
+def assert_equal(a: LinearModel, b: LinearModel) -> None:
     assert (a.features, a.intercept, a.entity) == (b.features, b.intercept, b.entity)
     for name in ("values", "indptr", "columns"):
         x, y = getattr(a.coefficients, name, None), getattr(b.coefficients, name, None)
@@ -95,7 +95,7 @@ class TestRoundTrip:
             np.concatenate(([0], np.sort(rng.choice(np.arange(1, 40), c, replace=False))))
             for c in counts
         ]
-        model = CoordinateModel(
+        model = LinearModel(
             ("bag",),
             True,
             RandomCoefficients(
@@ -114,7 +114,7 @@ class TestRoundTrip:
         write_models(model, features, "logistic_regression", tmp_path)
         read = read_models([tmp_path / "part-00000.avro"])
         back = read.random([index], pa.int64())
-        assert_equal(CoordinateModel(("bag",), True, back, "user"), model)
+        assert_equal(LinearModel(("bag",), True, back, "user"), model)
 
 
 class TestRecords:
@@ -150,7 +150,7 @@ class TestRecords:
         assert len(only["means"]) == 6
 
     def test_the_cut_spares_the_intercept(self, tmp_path: Path) -> None:
-        model = CoordinateModel(("user",), True, FixedCoefficients(np.array([1e-9, 1, 0, 0, 0.0])))
+        model = LinearModel(("user",), True, FixedCoefficients(np.array([1e-9, 1, 0, 0, 0.0])))
         features = TrainedModel(
             "linear_regression", ColumnRoles(), {}, {"user": AGE}, {"g": model}
         ).feature_names("g")

@@ -16,7 +16,7 @@ from gdmix.data.dataset import load_rows
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 from gdmix.model.store import is_model_folder, read_model, write_model
 
 SAVED_V1 = Path(__file__).parent / "saved_v1"
@@ -47,18 +47,18 @@ def make_model() -> TrainedModel:
             "two": FeatureIndex(["i", "i"], ["0", "1"]),
         },
         {
-            "global": CoordinateModel(
+            "global": LinearModel(
                 ("two", "one"),
                 True,
                 FixedCoefficients(np.array([0.1, -0.0, 1e-310, 1 / 3, np.pi, -1e300])),
             ),
-            "level": CoordinateModel((), True, FixedCoefficients(np.array([2.5]))),
-            "by-number": CoordinateModel(
+            "level": LinearModel((), True, FixedCoefficients(np.array([2.5]))),
+            "by-number": LinearModel(
                 ("one",), True, random_effect(pa.array([-5, 0, 2**62]), 1, 3), "user"
             ),
-            "by-name": CoordinateModel(("one", "two"), False, random_effect(strings, 2, 5), "item"),
-            "bare": CoordinateModel((), True, random_effect(pa.array([1, 2]), 3, 0), "user"),
-            "empty": CoordinateModel(
+            "by-name": LinearModel(("one", "two"), False, random_effect(strings, 2, 5), "item"),
+            "bare": LinearModel((), True, random_effect(pa.array([1, 2]), 3, 0), "user"),
+            "empty": LinearModel(
                 ("one",), True, random_effect(pa.array([], pa.int64()), 4, 3), "user"
             ),
         },
@@ -252,10 +252,10 @@ def saved_v1_model() -> TrainedModel:
         {"row": bag},
         {"row": FeatureIndex(["x", "tags", "tags"], ["", "p", "q"])},
         {
-            "global": CoordinateModel(
+            "global": LinearModel(
                 ("row",), True, FixedCoefficients(np.array([0.5, 2.0, -1.0, 0.25]))
             ),
-            "per-user": CoordinateModel(
+            "per-user": LinearModel(
                 ("row",),
                 True,
                 RandomCoefficients(
@@ -266,7 +266,7 @@ def saved_v1_model() -> TrainedModel:
                 ),
                 "user",
             ),
-            "per-item": CoordinateModel(
+            "per-item": LinearModel(
                 (),
                 True,
                 RandomCoefficients(

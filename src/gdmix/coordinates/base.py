@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.glm.status import FitStatus
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -71,18 +71,16 @@ class Scores:
 class Coordinate(Protocol):
     """One additive part of the model, bound to its rows."""
 
-    def fit(
-        self, offset: F64, warm_start: CoordinateModel | None
-    ) -> tuple[CoordinateModel, FitReport]:
+    def fit(self, offset: F64, warm_start: LinearModel | None) -> tuple[LinearModel, FitReport]:
         """Fit to the training rows, given the score that all else adds to each of them."""
 
-    def start(self, model: CoordinateModel) -> tuple[CoordinateModel, CoordinateModel | None]:
+    def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
         """Divide an earlier model into what is fitted here and, if any, what stays as it is."""
 
-    def score(self, model: CoordinateModel) -> Scores:
+    def score(self, model: LinearModel) -> Scores:
         """Score all rows, active and passive, training and validation."""
 
-    def penalty(self, model: CoordinateModel) -> float:
+    def penalty(self, model: LinearModel) -> float:
         """Return the penalty term of the objective."""
 
 

@@ -10,7 +10,7 @@ from gdmix.coordinates.base import FitReport, Scores
 from gdmix.data.dataset import Dataset
 from gdmix.glm.large import SparseMap, fit_large
 from gdmix.model.coefficients import FixedCoefficients
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -45,9 +45,7 @@ class FixedEffectCoordinate:
         self._penalty = np.full(self._design.n_columns + 1, spec.l2)
         self._penalty[0] = spec.l2 if spec.regularize_intercept else 0.0
 
-    def fit(
-        self, offset: F64, warm_start: CoordinateModel | None
-    ) -> tuple[CoordinateModel, FitReport]:
+    def fit(self, offset: F64, warm_start: LinearModel | None) -> tuple[LinearModel, FitReport]:
         """Fit to the training rows."""
         spec = self._spec
         fit = fit_large(
@@ -63,14 +61,14 @@ class FixedEffectCoordinate:
             start=None if warm_start is None else warm_start.coefficients.values,
             threads=self._threads,
         )
-        model = CoordinateModel(spec.features, spec.intercept, FixedCoefficients(fit.coefficients))
+        model = LinearModel(spec.features, spec.intercept, FixedCoefficients(fit.coefficients))
         return model, FitReport(1, {fit.status: 1}, fit.iterations, fit.gradient_norm)
 
-    def start(self, model: CoordinateModel) -> tuple[CoordinateModel, CoordinateModel | None]:
+    def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
         """Take an earlier model as it is."""
         return model, None
 
-    def score(self, model: CoordinateModel) -> Scores:
+    def score(self, model: LinearModel) -> Scores:
         """Score training and validation rows."""
         coefficients = model.coefficients
         assert isinstance(coefficients, FixedCoefficients)
@@ -87,7 +85,7 @@ class FixedEffectCoordinate:
         """Return the L2 weight of each coefficient, (d,)."""
         return self._penalty
 
-    def penalty(self, model: CoordinateModel) -> float:
+    def penalty(self, model: LinearModel) -> float:
         """Return the penalty term of the objective."""
         values = model.coefficients.values
         return 0.5 * float(values @ (self._penalty * values))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gdmix.coordinates.base import FitReport
 from gdmix.glm.joint import JointMap, PreconditionedMap
 from gdmix.glm.newton import Labels, minimize
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -34,11 +34,11 @@ class LinearCoordinate(Protocol):
 
 def fit_jointly(
     coordinates: Mapping[str, LinearCoordinate],
-    models: Mapping[str, CoordinateModel],
+    models: Mapping[str, LinearModel],
     labels: Labels,
     tolerance: float,
     max_iterations: int,
-) -> tuple[dict[str, CoordinateModel], FitReport]:
+) -> tuple[dict[str, LinearModel], FitReport]:
     """Fit all coordinates at once.
 
     Parameters

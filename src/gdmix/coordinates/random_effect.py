@@ -21,7 +21,7 @@ from gdmix.glm.entities import fit_entities
 from gdmix.glm.objective import dot
 from gdmix.glm.scoring import score_block
 from gdmix.model.coefficients import RandomCoefficients, entity_numbers, positions
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -94,9 +94,7 @@ class RandomEffectCoordinate:
             self._validation = (validation.design(spec.features), numbers)
         self._intercept_l2 = spec.l2 if spec.regularize_intercept else 0.0
 
-    def fit(
-        self, offset: F64, warm_start: CoordinateModel | None
-    ) -> tuple[CoordinateModel, FitReport]:
+    def fit(self, offset: F64, warm_start: LinearModel | None) -> tuple[LinearModel, FitReport]:
         """Fit every entity's model to its rows."""
         spec, rows = self._spec, self._rows
         fit = fit_entities(
@@ -114,10 +112,10 @@ class RandomEffectCoordinate:
         coefficients = RandomCoefficients(
             self._entities, rows.block.coefficient_ptr, rows.columns, fit.coefficients
         )
-        model = CoordinateModel(spec.features, spec.intercept, coefficients, spec.key)
+        model = LinearModel(spec.features, spec.intercept, coefficients, spec.key)
         return model, FitReport.of(fit.status, fit.iterations, fit.gradient_norm)
 
-    def score(self, model: CoordinateModel) -> Scores:
+    def score(self, model: LinearModel) -> Scores:
         """Score training rows by their local columns, validation rows by name."""
         coefficients = model.coefficients
         assert isinstance(coefficients, RandomCoefficients)
@@ -129,7 +127,7 @@ class RandomEffectCoordinate:
             validation = coefficients.score(*self._validation, self._threads)
         return Scores(train, validation)
 
-    def start(self, model: CoordinateModel) -> tuple[CoordinateModel, CoordinateModel | None]:
+    def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
         """Divide an earlier model: the start of the entities that are fitted here, and the rest.
 
         Raises
@@ -165,7 +163,7 @@ class RandomEffectCoordinate:
         penalty[pointers[:-1]] = self._intercept_l2
         return penalty
 
-    def penalty(self, model: CoordinateModel) -> float:
+    def penalty(self, model: LinearModel) -> float:
         """Return the penalty term of the objective."""
         values = model.coefficients.values
         intercepts = values[self._rows.block.coefficient_ptr[:-1]]

@@ -26,7 +26,7 @@ from gdmix import memory
 from gdmix.glm.columns import column_totals, shift_columns
 from gdmix.glm.objective import dot
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ class Penalty:
         weights[0] = self.intercept_l2
         return weights
 
-    def term(self, model: CoordinateModel) -> float:
+    def term(self, model: LinearModel) -> float:
         """Return the penalty term of the objective."""
         coefficients = model.coefficients
         values = coefficients.values
@@ -58,11 +58,11 @@ class Penalty:
 
 
 def recentre(
-    models: Mapping[str, CoordinateModel],
+    models: Mapping[str, LinearModel],
     penalties: Mapping[str, Penalty],
     bag_sizes: Mapping[str, int],
     uncovered: Mapping[str, NDArray[np.bool_]] | None = None,
-) -> dict[str, CoordinateModel]:
+) -> dict[str, LinearModel]:
     """Move what random effects share into the fixed effects that have the same bags.
 
     Parameters
@@ -106,8 +106,8 @@ def recentre(
 
 
 def _shared_columns(
-    random: CoordinateModel,
-    fixed: CoordinateModel,
+    random: LinearModel,
+    fixed: LinearModel,
     bag_sizes: Mapping[str, int],
     free: set[str],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -123,9 +123,7 @@ def _shared_columns(
     )
 
 
-def _column_ranges(
-    model: CoordinateModel, bag_sizes: Mapping[str, int]
-) -> dict[str, tuple[int, int]]:
+def _column_ranges(model: LinearModel, bag_sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     ranges = {"": (0, 1)} if model.intercept else {}
     first = 1
     for bag in model.features:
@@ -135,14 +133,14 @@ def _column_ranges(
 
 
 def _move(
-    random: CoordinateModel,
-    fixed: CoordinateModel,
+    random: LinearModel,
+    fixed: LinearModel,
     own: NDArray[np.int64],
     theirs: NDArray[np.int64],
     random_penalty: Penalty,
     fixed_penalty: Penalty,
     uncovered: NDArray[np.bool_] | None,
-) -> tuple[CoordinateModel, CoordinateModel]:
+) -> tuple[LinearModel, LinearModel]:
     coefficients, target = random.coefficients, fixed.coefficients
     assert isinstance(coefficients, RandomCoefficients)
     assert isinstance(target, FixedCoefficients)

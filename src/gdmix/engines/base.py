@@ -9,7 +9,7 @@ from typing import Protocol
 from gdmix.config import AvroLayout, ModelConfig
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
 from gdmix.data.read import Source
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 
 
 class Workspace(Protocol):
@@ -20,26 +20,26 @@ class Workspace(Protocol):
         """The coordinates that are fitted, in order."""
 
     @property
-    def start(self) -> Mapping[str, CoordinateModel]:
+    def start(self) -> Mapping[str, LinearModel]:
         """Models that count before any fit: those of the initial model."""
 
     @property
     def scores(self) -> ScoreTable:
         """The score table: at first it holds what no step changes."""
 
-    def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
+    def recentre(self, models: Mapping[str, LinearModel]) -> dict[str, LinearModel]:
         """Move what random effects share into the fixed effects (`coordinates.recentring`)."""
 
     def fit_jointly(
-        self, models: Mapping[str, CoordinateModel]
-    ) -> tuple[dict[str, CoordinateModel], FitReport]:
+        self, models: Mapping[str, LinearModel]
+    ) -> tuple[dict[str, LinearModel], FitReport]:
         """Fit all coordinates at once, from the given models (`coordinates.joint`)."""
 
-    def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
+    def trained_model(self, models: Mapping[str, LinearModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""
 
     def write_scores(
-        self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
+        self, models: Mapping[str, LinearModel], folder: Path, avro: AvroLayout | None = None
     ) -> None:
         """Write ``<coordinate>/{train_scores,validation_scores}`` for the given models.
 

@@ -33,8 +33,8 @@ from gdmix.glm.threads import available_threads, map_threads
 from gdmix.model.any_model import read_any_model
 from gdmix.model.mixed_model import (
     LOSSES,
-    CoordinateModel,
     ExternalModel,
+    LinearModel,
     TrainedModel,
     score_coordinate,
     united,
@@ -125,7 +125,7 @@ class LocalWorkspace:
         train: Dataset,
         validation: Dataset | None,
         indices: Mapping[str, FeatureIndex],
-        earlier: Mapping[str, CoordinateModel],
+        earlier: Mapping[str, LinearModel],
     ) -> None:
         self._config, self._indices = config, indices
         self._train, self._validation = train, validation
@@ -146,15 +146,15 @@ class LocalWorkspace:
                 if isinstance(spec, FixedEffect)
                 else RandomEffectCoordinate(spec, train, validation, loss, threads, config.seed)
             )
-        self.start: dict[str, CoordinateModel] = {}
+        self.start: dict[str, LinearModel] = {}
         # Locked coordinates, and the models of entities that are not fitted here.
-        self._held: dict[str, tuple[CoordinateModel, Scores]] = {}
+        self._held: dict[str, tuple[LinearModel, Scores]] = {}
         self._external: dict[str, tuple[ExternalModel, Scores]] = {}
         for name, own in config.coordinates.items():
             if isinstance(own, ExternalScores):
                 self._read_scores(name, own)
         for name, model in earlier.items():
-            rest: CoordinateModel | None = model
+            rest: LinearModel | None = model
             if name in fitted:
                 self.start[name], rest = self.coordinates[name].start(model)
             if rest is not None:
@@ -163,7 +163,7 @@ class LocalWorkspace:
         if config.solver == JOINT:
             _check_room_for_joint([c.penalty_vector().size for c in self.coordinates.values()])
 
-    def _hold(self, name: str, model: CoordinateModel) -> None:
+    def _hold(self, name: str, model: LinearModel) -> None:
         train, validation = (
             None if rows is None else score_coordinate(model, rows, self._threads)
             for rows in (self._train, self._validation)
@@ -179,7 +179,7 @@ class LocalWorkspace:
         self._external[name] = model, Scores(model.scores(spec.train, self._train), validation)
         self.scores.hold(self._external[name][1], 0.0)
 
-    def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
+    def recentre(self, models: Mapping[str, LinearModel]) -> dict[str, LinearModel]:
         """Move what random effects share into the fixed effects."""
         sizes = {bag: len(index) for bag, index in self._indices.items()}
         uncovered = {
@@ -190,8 +190,8 @@ class LocalWorkspace:
         return recentre(models, self._penalties, sizes, uncovered)
 
     def fit_jointly(
-        self, models: Mapping[str, CoordinateModel]
-    ) -> tuple[dict[str, CoordinateModel], FitReport]:
+        self, models: Mapping[str, LinearModel]
+    ) -> tuple[dict[str, LinearModel], FitReport]:
         """Fit all coordinates at once, from the given models."""
         rows = self._train
         specs = self._config.fitted.values()
@@ -204,10 +204,10 @@ class LocalWorkspace:
             max(spec.max_iterations for spec in specs),
         )
 
-    def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
+    def trained_model(self, models: Mapping[str, LinearModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""
         config = self._config
-        whole: dict[str, CoordinateModel | ExternalModel] = {}
+        whole: dict[str, LinearModel | ExternalModel] = {}
         for name in config.coordinates:
             if name in self._external:
                 whole[name] = self._external[name][0]
@@ -227,7 +227,7 @@ class LocalWorkspace:
         )
 
     def write_scores(
-        self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
+        self, models: Mapping[str, LinearModel], folder: Path, avro: AvroLayout | None = None
     ) -> None:
         """Write every coordinate's scores of the final models."""
         parts = {}

@@ -32,7 +32,7 @@ LOSSES: Mapping[Task, int] = {
 
 
 @dataclass(frozen=True)
-class CoordinateModel:
+class LinearModel:
     """One coordinate's coefficients and what they apply to.
 
     Attributes
@@ -109,14 +109,14 @@ class TrainedModel:
     columns: ColumnRoles
     bags: Mapping[str, FeatureBag]
     indices: Mapping[str, FeatureIndex]
-    coordinates: Mapping[str, CoordinateModel | ExternalModel] = field(default_factory=dict)
+    coordinates: Mapping[str, LinearModel | ExternalModel] = field(default_factory=dict)
     derived: Mapping[str, tuple[EntityPart, ...]] = field(default_factory=dict)
 
     @property
-    def linear(self) -> dict[str, CoordinateModel]:
+    def linear(self) -> dict[str, LinearModel]:
         """Those of the coordinates that have coefficients."""
         models = self.coordinates.items()
-        return {name: m for name, m in models if isinstance(m, CoordinateModel)}
+        return {name: m for name, m in models if isinstance(m, LinearModel)}
 
     @property
     def loss(self) -> int:
@@ -153,7 +153,7 @@ class TrainedModel:
         given = dict(external or {})
         scores = {}
         for name, model in self.coordinates.items():
-            if isinstance(model, CoordinateModel):
+            if isinstance(model, LinearModel):
                 scores[name] = score_coordinate(model, rows, threads)
             elif name in given:
                 scores[name] = model.scores(given.pop(name), rows)
@@ -166,7 +166,7 @@ class TrainedModel:
             raise ModelError(f"no coordinate '{name}' has scores from files")
         return scores
 
-    def coordinate(self, name: str) -> CoordinateModel:
+    def coordinate(self, name: str) -> LinearModel:
         """Return the model of a coordinate that has coefficients.
 
         Raises
@@ -274,7 +274,7 @@ class TrainedModel:
         }
 
 
-def united(one: CoordinateModel, other: CoordinateModel) -> CoordinateModel:
+def united(one: LinearModel, other: LinearModel) -> LinearModel:
     """Return the models of both, which are of other entities."""
     own, theirs = one.coefficients, other.coefficients
     assert isinstance(own, RandomCoefficients)
@@ -282,7 +282,7 @@ def united(one: CoordinateModel, other: CoordinateModel) -> CoordinateModel:
     return replace(one, coefficients=own.united(theirs))
 
 
-def score_coordinate(model: CoordinateModel, rows: Dataset, threads: int = 1) -> F64:
+def score_coordinate(model: LinearModel, rows: Dataset, threads: int = 1) -> F64:
     """Return one coordinate's score of each row, (n,)."""
     design = rows.design(model.features)
     if isinstance(model.coefficients, FixedCoefficients):

@@ -26,7 +26,7 @@ from gdmix.data.gdmix_layout import FIXED_MODEL, FIXED_MODEL_ID, model_part, par
 from gdmix.data.keys import KeyTable
 from gdmix.errors import DataError, ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel
+from gdmix.model.mixed_model import LinearModel
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -72,7 +72,7 @@ _COEFFICIENTS_PER_PIECE = 1 << 20
 
 
 def write_models(
-    model: CoordinateModel,
+    model: LinearModel,
     features: tuple[pa.Array, pa.Array],
     task: Task,
     folder: Path,

@@ -24,7 +24,7 @@ from gdmix.data.keys import KeyTable, key_type
 from gdmix.data.write import write_json
 from gdmix.errors import ModelError, did_you_mean
 from gdmix.model.coefficients import RandomCoefficients
-from gdmix.model.mixed_model import CoordinateModel, TrainedModel
+from gdmix.model.mixed_model import LinearModel, TrainedModel
 from gdmix.model.photon_avro import (
     PhotonModels,
     model_files,
@@ -100,12 +100,12 @@ def _task(folder: Path, found: set[Task], otherwise: Task) -> Task:
 
 def _coordinate(
     spec: LinearSpec, models: PhotonModels, indices: Mapping[str, FeatureIndex]
-) -> CoordinateModel:
+) -> LinearModel:
     own = [indices[bag] for bag in spec.features]
     if isinstance(spec, FixedEffect):
-        return CoordinateModel(spec.features, models.has_intercept, models.fixed(own))
+        return LinearModel(spec.features, models.has_intercept, models.fixed(own))
     coefficients = models.random(own, natural_type(models.ids))
-    return CoordinateModel(spec.features, models.has_intercept, coefficients, spec.key)
+    return LinearModel(spec.features, models.has_intercept, coefficients, spec.key)
 
 
 def with_entity_types(model: TrainedModel, types: Mapping[str, pa.DataType]) -> TrainedModel:
@@ -193,7 +193,7 @@ def write_photon_folder(model: TrainedModel, folder: Path, cut: float = 0.0) -> 
 _CROSS = "_gdmixcross_"
 
 
-def split_crossed(model: CoordinateModel, names: pa.Array, terms: pa.Array) -> PhotonModels:
+def split_crossed(model: LinearModel, names: pa.Array, terms: pa.Array) -> PhotonModels:
     """Take a fixed effect on crossed features apart into a model per entity.
 
     A feature ``<entity>_gdmixcross_<feature>`` becomes ``<feature>`` of the entity's model; as
@@ -259,7 +259,7 @@ def with_split_crossed(model: TrainedModel, coordinate: str, entity: str) -> Tra
     bag = _free_name(f"{coordinate}-split", model.bags)
     columns = tuple(c for b in crossed.features for c in model.bags[b].columns)
     kept: Sequence[str] = [b for b in model.bags if b not in crossed.features or b in shared]
-    random = CoordinateModel(
+    random = LinearModel(
         (bag,), models.has_intercept, models.random([index], natural_type(models.ids)), entity
     )
     return replace(

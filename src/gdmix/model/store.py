@@ -28,7 +28,7 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.write import link_file, write_json, write_table, write_tables
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LOSSES, CoordinateModel, ExternalModel, TrainedModel
+from gdmix.model.mixed_model import LOSSES, ExternalModel, LinearModel, TrainedModel
 from gdmix.model.photon_avro import model_files, read_models, write_models
 
 MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ def write_model(
     model: TrainedModel,
     folder: Path,
     avro: AvroLayout | None = None,
-    file_of: Callable[[CoordinateModel], Path | None] = lambda model: None,
+    file_of: Callable[[LinearModel], Path | None] = lambda model: None,
 ) -> None:
     """Write a model into an empty folder.
 
@@ -157,7 +157,7 @@ def _manifest(model: TrainedModel, avro: bool) -> dict[str, Any]:
     }
 
 
-def _describe_avro(model: CoordinateModel) -> dict[str, Any]:
+def _describe_avro(model: LinearModel) -> dict[str, Any]:
     entities = getattr(model.coefficients, "entities", pa.array([], pa.int64()))
     integers = pa.types.is_integer(entities.type)
     return {"format": "avro", "entities": "integers" if integers else "text"}
@@ -167,7 +167,7 @@ def _describe_external(model: ExternalModel) -> dict[str, Any]:
     return {"type": model.type, **asdict(model)}
 
 
-def describe_coordinate(model: CoordinateModel) -> dict[str, Any]:
+def describe_coordinate(model: LinearModel) -> dict[str, Any]:
     """Return what a manifest says of a coordinate."""
     return {
         "type": model.type,
@@ -177,7 +177,7 @@ def describe_coordinate(model: CoordinateModel) -> dict[str, Any]:
     }
 
 
-def write_coordinate(model: CoordinateModel, folder: Path) -> None:
+def write_coordinate(model: LinearModel, folder: Path) -> None:
     """Write a coordinate's coefficients.
 
     Raises
@@ -230,7 +230,7 @@ def _read_index(file: Path) -> FeatureIndex:
     return FeatureIndex(table["name"], table["term"])
 
 
-def read_coordinate(folder: Path, entry: Mapping[str, Any]) -> CoordinateModel:
+def read_coordinate(folder: Path, entry: Mapping[str, Any]) -> LinearModel:
     """Read what `write_coordinate` wrote.
 
     Parameters
@@ -257,14 +257,14 @@ def read_coordinate(folder: Path, entry: Mapping[str, Any]) -> CoordinateModel:
             _to_numpy(columns.flatten(), np.uint32),
             _to_numpy(_one_array(table["values"]).flatten(), np.float64),
         )
-    return CoordinateModel(
+    return LinearModel(
         tuple(entry["features"]), bool(entry["intercept"]), coefficients, entry["entity"]
     )
 
 
 def _read_any(
     folder: Path, entry: Mapping[str, Any], indices: Mapping[str, FeatureIndex]
-) -> CoordinateModel | ExternalModel:
+) -> LinearModel | ExternalModel:
     if entry["type"] == ExternalModel.type:
         return ExternalModel(entry["uid"], entry["score"], entry["missing"])
     if entry.get("format") == "avro":
@@ -274,12 +274,12 @@ def _read_any(
 
 def _read_avro(
     folder: Path, entry: Mapping[str, Any], indices: Mapping[str, FeatureIndex]
-) -> CoordinateModel:
+) -> LinearModel:
     models = read_models(model_files(folder))
     own = [indices[bag] for bag in entry["features"]]
     kind = pa.int64() if entry["entities"] == "integers" else pa.large_string()
     fixed = entry["type"] == "fixed_effect"
-    return CoordinateModel(
+    return LinearModel(
         tuple(entry["features"]),
         bool(entry["intercept"]),
         models.fixed(own) if fixed else models.random(own, kind),

@@ -13,7 +13,7 @@ from gdmix.config import CoordinateSpec, ExternalScores, ModelConfig, RandomEffe
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import ConfigError, did_you_mean
 from gdmix.model.coefficients import FixedCoefficients
-from gdmix.model.mixed_model import CoordinateModel, ExternalModel, TrainedModel
+from gdmix.model.mixed_model import ExternalModel, LinearModel, TrainedModel
 
 I64 = NDArray[np.int64]
 
@@ -54,14 +54,14 @@ def check_initial_model(model: TrainedModel, config: ModelConfig) -> None:
 
 
 def _differences(
-    spec: CoordinateSpec, model: CoordinateModel | ExternalModel
+    spec: CoordinateSpec, model: LinearModel | ExternalModel
 ) -> Iterator[tuple[str, str, str]]:
     """Yield what differs, here and in the model."""
     if spec.type != model.type:
         yield "type", spec.type, model.type
     if spec.type != model.type or isinstance(spec, ExternalScores):
         return
-    assert isinstance(model, CoordinateModel)
+    assert isinstance(model, LinearModel)
     if isinstance(spec, RandomEffect) and spec.key != model.entity:
         yield "entity", spec.key, str(model.entity)
     if set(spec.features) != set(model.features):
@@ -79,7 +79,7 @@ def aligned(
     features: tuple[str, ...],
     model: TrainedModel,
     indices: Mapping[str, FeatureIndex],
-) -> CoordinateModel:
+) -> LinearModel:
     """Return a coordinate's model under another feature index; says what that lacks.
 
     Parameters
@@ -107,7 +107,7 @@ def aligned(
 
 
 def _new_numbers(
-    model: CoordinateModel,
+    model: LinearModel,
     features: tuple[str, ...],
     before: Mapping[str, FeatureIndex],
     after: Mapping[str, FeatureIndex],
