@@ -51,6 +51,7 @@ from gdmix.glm.compiled import kernel
 from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC
 from gdmix.glm.objective import add_hessian_product_paired, margins
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.status import FitStatus
 from harness import Program, Result, Solution
 from libraries import fit_snapml
@@ -100,7 +101,7 @@ class Gdmix(Program[FixedProblem]):
             self.weight,
             self.offset,
             loss=LOGISTIC,
-            penalty=self.problem.penalty,
+            penalty=QuadraticPenalty(self.problem.penalty),
             tolerance=tolerance or 0.0,
             threads=self.threads,
         )

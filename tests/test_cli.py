@@ -20,7 +20,8 @@ from gdmix import RunConfig, __version__, cli
 from gdmix.data import movielens
 from gdmix.runs import run
 
-COMMANDS = ("train", "score", "evaluate", "inspect", "compare", "warmup", "example", "convert")
+COMMANDS = ("train", "tune", "score", "evaluate", "inspect", "compare", "features", "warmup",
+            "example", "convert")  # fmt: skip
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -221,6 +222,14 @@ def test_after_warmup_nothing_is_left_to_compile(project: Path, train_rows: pa.T
         ("score", "runs/one", "validation.parquet", "-o", "s.parquet"),
         ("train", "run.yaml", "-o", "runs/wide", "--set", "data.train=wide.parquet",
          "--set", "data.validation=wide.parquet"),
+        ("train", "run.yaml", "-o", "runs/chosen",
+         "--set", "features.row={columns: [x, kind], min_count: 2, max_features: 3}",
+         "--set", "features.more={columns: [tags], hash_buckets: 16}",
+         "--set", "coordinates.global.negative_sampling=0.5",
+         "--set", "coordinates.per-user.features_to_samples_ratio=0.1",
+         "--set", "coordinates.per-item.negative_sampling=0.5"),
+        ("features", "run.yaml", "--weighted", "--quiet"),
+        ("tune", "run.yaml", "--trials", "2", "--set", "tune.folds=2"),
         ("convert", "rows", "train.parquet", "-o", "t.tfrecord"),
         ("convert", "rows", "train.parquet", "-o", "t.avro"),
         ("score", "runs/one", "t.tfrecord", "-o", "t.parquet"),

@@ -25,7 +25,8 @@ from gdmix.data.tfrecord.metadata import TensorMetadata
 from gdmix.errors import ConfigError, DataError, ModelError, OutputError
 from gdmix.model.any_model import read_any_model
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LinearModel, TrainedModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 from gdmix.model.store import read_model, write_model
 from gdmix.runs import run
 

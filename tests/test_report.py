@@ -14,7 +14,8 @@ from gdmix import report
 from gdmix.config import ColumnRoles, FeatureBag
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LinearModel, TrainedModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 from gdmix.runs import RunHistory
 
 NAMES = ("global", "per-user", "per-movie")

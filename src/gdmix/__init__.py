@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING
 from gdmix._version import __version__
 
 if TYPE_CHECKING:
-    from gdmix.config import ExternalScores, FixedEffect, RandomEffect, RunConfig
+    from gdmix.config import (
+        CustomEffect,
+        ExternalScores,
+        Factorization,
+        FixedEffect,
+        RandomEffect,
+        RunConfig,
+    )
     from gdmix.errors import ConfigError, DataError, GdmixError, ModelError, OutputError
     from gdmix.estimator import MixedModel
+    from gdmix.tuning import tune
 
 _HOMES = {
     "MixedModel": "gdmix.estimator",
     "FixedEffect": "gdmix.config",
+    "CustomEffect": "gdmix.config",
     "ExternalScores": "gdmix.config",
+    "Factorization": "gdmix.config",
     "RandomEffect": "gdmix.config",
     "RunConfig": "gdmix.config",
+    "tune": "gdmix.tuning",
     "GdmixError": "gdmix.errors",
     "ConfigError": "gdmix.errors",
     "DataError": "gdmix.errors",
@@ -30,8 +41,10 @@ _HOMES = {
 
 __all__ = [
     "ConfigError",
+    "CustomEffect",
     "DataError",
     "ExternalScores",
+    "Factorization",
     "FixedEffect",
     "GdmixError",
     "MixedModel",
@@ -40,6 +53,7 @@ __all__ = [
     "RandomEffect",
     "RunConfig",
     "__version__",
+    "tune",
 ]
 
 

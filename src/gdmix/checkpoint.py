@@ -3,7 +3,7 @@
     <output's folder>/.<output>.unfinished/
       run.yaml, run.log
       checkpoint/state.json             history, and which files hold which models; written last
-      checkpoint/<coordinate>.<step>/   coefficients, as in the model folder
+      checkpoint/<coordinate>.<step>/   a model, as in the model folder
 
 A state that exists is whole: models are written under new names, then the state that names them
 replaces the one before it in a single step, then what it no longer names is removed.
@@ -15,14 +15,17 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gdmix.coordinates.variance_components import Weights
 from gdmix.data.write import write_json
 from gdmix.descent import Descent, Step
 from gdmix.errors import ModelError
-from gdmix.model.mixed_model import LinearModel
-from gdmix.model.store import PART, describe_coordinate, read_coordinate, write_coordinate
+from gdmix.model.base import CoordinateModel
+from gdmix.model.custom import with_pickles_trusted
+from gdmix.model.kinds import read_coordinate
 
 STATE = "state.json"
 # At most a tenth of the time goes into checkpoints: of a run of short steps not every one is kept.
@@ -40,7 +43,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[int, tuple[str, LinearModel]] = {}
+        self._files: dict[int, tuple[str, CoordinateModel]] = {}
         self._resting_until = 0.0
 
     def exists(self) -> bool:
@@ -65,9 +68,11 @@ class Checkpoint:
         }
         tree = {
             "selected": state.selected,
+            "weights": {name: asdict(own) for name, own in state.weights.items()},
+            "settled": state.settled,
             "steps": [s.to_dict() for s in state.history],
             **{
-                role: {n: {"file": f, **describe_coordinate(m)} for n, (f, m) in of.items()}
+                role: {n: {"file": f, **m.describe()} for n, (f, m) in of.items()}
                 for role, of in files.items()
             },
         }
@@ -81,22 +86,22 @@ class Checkpoint:
         self._resting_until = now + (now - started) / _SHARE
 
     def _write(
-        self, models: Mapping[str, LinearModel], step: int
-    ) -> dict[str, tuple[str, LinearModel]]:
+        self, models: Mapping[str, CoordinateModel], step: int
+    ) -> dict[str, tuple[str, CoordinateModel]]:
         """Write the models that are not on disk yet; return file and model of each."""
         result = {}
         for name, model in models.items():
             if id(model) not in self._files:
                 file = f"{name}.{step}"
-                write_coordinate(model, self._folder / file)
+                model.write(self._folder / file)
                 self._files[id(model)] = (file, model)
             result[name] = self._files[id(model)]
         return result
 
-    def file_of(self, model: LinearModel) -> Path | None:
-        """Return the file that holds a model's coefficients, if the last state has it."""
+    def folder_of(self, model: CoordinateModel) -> Path | None:
+        """Return the folder that a model was written into, if the last state has it."""
         file, _ = self._files.get(id(model), ("", None))
-        return self._folder / file / PART if file else None
+        return self._folder / file if file else None
 
     def load(self) -> Descent:
         """Read the state.
@@ -114,18 +119,20 @@ class Checkpoint:
                 history=[Step.from_dict(step) for step in tree["steps"]],
                 selected=tree["selected"],
                 current=self._read(tree["current"]),
+                weights={name: Weights(**own) for name, own in tree["weights"].items()},
+                settled=tree["settled"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path}: can't be read: {error}") from None
         return state
 
-    def _read(self, entries: Mapping[str, dict[str, Any]]) -> dict[str, LinearModel]:
+    def _read(self, entries: Mapping[str, dict[str, Any]]) -> dict[str, CoordinateModel]:
         known = {file: model for file, model in self._files.values()}
         models = {}
         for name, entry in entries.items():
             file = entry["file"]
             if file not in known:
-                known[file] = read_coordinate(self._folder / file, entry)
+                known[file] = with_pickles_trusted(read_coordinate(self._folder / file, entry, {}))
                 self._files[id(known[file])] = (file, known[file])
             models[name] = known[file]
         return models

@@ -143,7 +143,7 @@ def train(
 ) -> None:
     """Train a model and write its run folder."""
     from gdmix.compat.gdmix_yaml import load_run
-    from gdmix.report import history_table
+    from gdmix.report import components_table, history_table
     from gdmix.runs import run
 
     overrides = dict(_key_and_value(text, "--set", "KEY=VALUE") for text in override or [])
@@ -166,7 +166,65 @@ def train(
         _print_json({"output": str(run_config.output), **history.to_dict()})
     elif not quiet:
         out.print(history_table(history, str(config)))
+        if history.variance_components:
+            out.print(components_table(history))
         out.print(f"run folder: {run_config.output}", soft_wrap=True)
+
+
+@app.command()
+def tune(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file of the run; `tune` says what.")
+    ],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one: tune.method=random."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", metavar="N", help="Instead of the file's.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="Folder. Default: <output>.tune."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew, instead of going on.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Search for the best regularisation weights."""
+    from gdmix.compat.gdmix_yaml import load_run
+    from gdmix.report import trials_table
+    from gdmix.tuning import TuningStopped, tune_run
+    from gdmix.tuning.study import BEST, study_folder
+
+    overrides = dict(_key_and_value(text, "--set", "KEY=VALUE") for text in override or [])
+    if trials is not None:
+        overrides["tune.trials"] = str(trials)
+    loaded = load_run(config, overrides)
+    for note in () if quiet else loaded.notes:
+        _print_labelled("note", "cyan", note)
+    folder = output or study_folder(loaded.config.output)
+    title = str(config)
+    with _progress("reading rows", 1, quiet or as_json) as show:
+        try:
+            tuning = tune_run(
+                loaded.config,
+                folder=folder,
+                overwrite=overwrite,
+                on_start=lambda t: show(t.summary, len(t.trials), t.planned),
+                on_trial=lambda t: show(t.summary, 1),
+            )
+        except TuningStopped as stop:
+            if not quiet and not as_json:
+                out.print(trials_table(stop.tuning, title))
+            raise
+    if as_json:
+        _print_json({"output": str(folder), **tuning.to_dict()})
+    elif not quiet:
+        out.print(trials_table(tuning, title))
+        out.print(f"next: gdmix train {folder / BEST}", soft_wrap=True)
 
 
 @app.command()
@@ -194,6 +252,23 @@ def score(
     ] = None,
     join: Join = None,
     config: Description = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Open estimators saved as pickles: trust the model's writer."
+        ),
+    ] = False,
+    std_error: Annotated[
+        bool, typer.Option("--std-error", help="Add the standard error of the total score.")
+    ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            metavar="SEED",
+            help="Add the prediction of a draw of all coefficients (Thompson sampling).",
+        ),
+    ] = None,
     validate: Validate = "strict",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -205,7 +280,19 @@ def score(
     with _progress("scoring", None, quiet or as_json):
         given = dict(_key_and_value(text, "--external", "NAME=PATH") for text in external or [])
         mode, described = _validate_mode(validate), load_description(config) if config else None
-        done = score_to_file(model, data, output, components, mode, given, described, join or [])
+        done = score_to_file(
+            model,
+            data,
+            output,
+            components,
+            mode,
+            given,
+            described,
+            join or [],
+            allow_pickle,
+            std_error,
+            sample,
+        )
     if as_json:
         _print_json({"output": str(done.path), "rows": done.rows})
     elif not quiet:
@@ -300,6 +387,39 @@ def compare(
         _print_json({name: h.to_dict() for name, h in histories.items()})
     else:
         out.print(comparison_table(histories))
+
+
+@app.command("features")
+def features_(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write all of them: a .parquet or .csv file."
+        ),
+    ] = None,
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="Weigh mean and std by row weight.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Describe the features of the training rows."""
+    from gdmix.compat.gdmix_yaml import load_run
+    from gdmix.data.feature_table import feature_table, write_feature_table
+    from gdmix.report import feature_summary_tables
+
+    run_config = load_run(config).config
+    with _progress("reading rows", None, quiet or as_json):
+        table = feature_table(run_config, weighted)
+        if output is not None:
+            write_feature_table(table, output)
+    if as_json:
+        _print_json(table.to_pylist())
+    elif not quiet:
+        out.print(feature_summary_tables(table, str(config)))
+        if output is not None:
+            out.print(f"all features: {output}", soft_wrap=True)
 
 
 @app.command()
@@ -479,7 +599,7 @@ def _print_labelled(label: str, style: str, text: str) -> None:
 
 @contextmanager
 def _progress(text: str, steps: int | None, silent: bool) -> Iterator[Any]:
-    """Show what goes on; yields ``show(text, steps done)``. Vanishes when done."""
+    """Show what goes on; yields ``show(text, steps done, of how many)``. Vanishes when done."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -491,8 +611,8 @@ def _progress(text: str, steps: int | None, silent: bool) -> Iterator[Any]:
     with Progress(*columns, console=err, transient=True, disable=disable) as progress:
         task = progress.add_task(text, total=steps)
 
-        def show(description: str, done: int) -> None:
-            progress.update(task, advance=done)
+        def show(description: str, done: int, total: int | None = None) -> None:
+            progress.update(task, advance=done, total=total)
             if description:
                 progress.update(task, description=description)
 

@@ -209,6 +209,12 @@ def convert_features(
         With every finding in the first rows that have one; no folder then.
     """
     check_replaceable(output, False, lambda _: False)
+    for bag, of_bag in config.used_features.items():
+        if of_bag.is_selected:
+            raise ConfigError(
+                f"features.{bag}: min_count and max_features are for training; remove them: "
+                "all features are written"
+            )
     uid = config.columns.column("uid")
     opened = {split: open_data(config.data, split, uid) for split in _SPLITS}
     sources = {split: rows for split, rows in opened.items() if rows is not None}

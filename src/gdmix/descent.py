@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from gdmix.config import JOINT
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
+from gdmix.coordinates.variance_components import Estimate, WeightEstimator, Weights
 from gdmix.glm.status import FitStatus
-from gdmix.model.mixed_model import LinearModel
+from gdmix.model.base import CoordinateModel
 
 log = logging.getLogger("gdmix")
 
-Recentre = Callable[[Mapping[str, LinearModel]], dict[str, LinearModel]]
-FitJointly = Callable[[Mapping[str, LinearModel]], tuple[dict[str, LinearModel], FitReport]]
+# Relative changes of an estimated weight.
+_SETTLED, _SETTLED_JOINTLY, _WORTH_A_WARNING = 0.01, 1e-6, 0.1
+_MOST_JOINT_FITS = 50
+
+Recentre = Callable[[Mapping[str, CoordinateModel]], dict[str, CoordinateModel]]
+FitJointly = Callable[[Mapping[str, CoordinateModel]], tuple[dict[str, CoordinateModel], FitReport]]
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,22 @@ class Descent:
         Whether the convergence test ended it; None without a test.
     current
         The models after the last step.
+    weights
+        Estimated L2 weights of the groups of columns, by coordinate.
+    settled
+        Whether these weights have come to rest.
+    estimate
+        The last estimate of weights, around the models after the last step.
     """
 
-    models: dict[str, LinearModel] = field(default_factory=dict)
+    models: dict[str, CoordinateModel] = field(default_factory=dict)
     history: list[Step] = field(default_factory=list)
     selected: int = -1
     converged: bool | None = None
-    current: dict[str, LinearModel] = field(default_factory=dict)
+    current: dict[str, CoordinateModel] = field(default_factory=dict)
+    weights: dict[str, Weights] = field(default_factory=dict)
+    settled: bool = False
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -127,24 +141,29 @@ class Schedule:
         The model after the last step, or the best by the first metric.
     higher_is_better
         Of the first metric.
+    patience
+        Stop after that many passes that did not better the first metric.
     """
 
     passes: int
     tolerance: float | None = None
     select: Literal["last", "best"] = "last"
     higher_is_better: bool = True
+    patience: int | None = None
 
 
 def descend(
-    coordinates: Mapping[str, Coordinate],
+    coordinates: Mapping[str, Coordinate[Any]],
     scores: ScoreTable,
     schedule: Schedule,
     recentre: Recentre | None = None,
     fit_jointly: FitJointly | None = None,
+    weights: WeightEstimator | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
     state: Descent | None = None,
     on_state: Callable[[Descent], None] | None = None,
+    on_pass: Callable[[int, Mapping[str, CoordinateModel]], None] | None = None,
 ) -> Descent:
     """Train all coordinates in turn, pass after pass.
 
@@ -159,6 +178,8 @@ def descend(
         and a lower penalty.
     fit_jointly
         Called after the passes: fits all coordinates at once, from where they are.
+    weights
+        Estimates L2 weights between passes, and between joint fits, until they settle.
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
     state
@@ -166,21 +187,34 @@ def descend(
         that count from the first step on.
     on_state
         Called after each step with where descent is.
+    on_pass
+        Called after each pass with its number and the models.
     """
     result = state or Descent()
     result.converged = None if schedule.tolerance is None else False
     for name, model in result.current.items():
         scores.put(name, coordinates[name].score(model))
     done = len(result.history)
+    if weights is not None:
+        weights.apply(result.weights)
 
-    def replace(new: Mapping[str, LinearModel]) -> None:
+    def reweigh(enough: float, accuracy: float) -> None:
+        """Estimate the weights, and set them."""
+        if weights is not None and not result.settled:
+            result.estimate = weights.estimate(result.current, accuracy)
+            result.weights = dict(result.estimate.weights)
+            result.settled = result.estimate.change < enough
+            weights.apply(result.weights)
+            _log_estimate(result.estimate)
+
+    def replace(new: Mapping[str, CoordinateModel]) -> None:
         for name, model in new.items():
             if model is not result.current.get(name):
                 scores.put(name, coordinates[name].score(model))
         result.current = {**result.current, **new}
 
     def step(
-        number: int, name: str, fit: Callable[[], tuple[dict[str, LinearModel], FitReport]]
+        number: int, name: str, fit: Callable[[], tuple[dict[str, CoordinateModel], FitReport]]
     ) -> None:
         if on_start is not None:
             on_start(number, name)
@@ -203,32 +237,53 @@ def descend(
 
     for number in range(1, schedule.passes + 1):
         first = (number - 1) * len(coordinates)
-        if number > 1 and recentre is not None and done <= first:
-            replace(recentre(result.current))
+        if number > 1 and done <= first:
+            if recentre is not None:
+                replace(recentre(result.current))
+            reweigh(_SETTLED, 0.1)
         for position, name in enumerate(coordinates, first):
             if position >= done:
                 step(number, name, partial(_fit_one, coordinates, scores, result.current, name))
+        if on_pass is not None and done < first + len(coordinates):
+            on_pass(number, result.current)
+        ends = result.history[len(coordinates) - 1 :: len(coordinates)]
+        if schedule.patience is not None and _is_stale(ends, schedule, schedule.patience):
+            log.info("pass %d: stopped early: no better for %d passes", number, schedule.patience)
+            break
         if schedule.tolerance is not None and number > 1:
             before = result.history[first - 1].objective
             now = result.history[first - 1 + len(coordinates)].objective
-            result.converged = abs(before - now) <= schedule.tolerance * abs(now)
+            small = abs(before - now) <= schedule.tolerance * abs(now)
+            result.converged = small and (weights is None or result.settled)
             if result.converged:
                 break
     if fit_jointly is not None:
-        if result.history[-1].coordinate != JOINT:
+        joint_fits = sum(s.coordinate == JOINT for s in result.history)
+        if joint_fits == 0:
+            result.settled = False
+        while joint_fits == 0 or (weights is not None and not result.settled):
+            if joint_fits == _MOST_JOINT_FITS:
+                break
+            reweigh(_SETTLED_JOINTLY, 0.01)
             step(number + 1, JOINT, partial(fit_jointly, result.current))
+            joint_fits += 1
         result.converged = set(result.history[-1].report.statuses) == {FitStatus.CONVERGED}
     elif result.converged is False:
         log.warning("not converged to %g after %d passes", schedule.tolerance, schedule.passes)
+    if weights is not None:
+        result.estimate = weights.estimate(result.current, 0.01)
+        if result.estimate.change > _WORTH_A_WARNING:
+            text = "estimated L2 weights would still change by %.0f %%: more passes settle them"
+            log.warning(text, 100 * result.estimate.change)
     return result
 
 
 def _fit_one(
-    coordinates: Mapping[str, Coordinate],
+    coordinates: Mapping[str, Coordinate[Any]],
     scores: ScoreTable,
-    models: Mapping[str, LinearModel],
+    models: Mapping[str, CoordinateModel],
     name: str,
-) -> tuple[dict[str, LinearModel], FitReport]:
+) -> tuple[dict[str, CoordinateModel], FitReport]:
     model, report = coordinates[name].fit(scores.total_without(name), models.get(name))
     return {name: model}, report
 
@@ -237,12 +292,22 @@ def _is_better(result: Descent, schedule: Schedule) -> bool:
     """Whether the last step beats the selected one by the first metric."""
     if result.selected < 0:
         return True
-    new, old = (
-        next(iter(step.metrics.values()), float("nan"))
-        for step in (result.history[-1], result.history[result.selected])
-    )
+    return _beats(result.history[-1], result.history[result.selected], schedule)
+
+
+def _beats(step: Step, other: Step, schedule: Schedule) -> bool:
+    new, old = (next(iter(s.metrics.values()), float("nan")) for s in (step, other))
     better = new > old if schedule.higher_is_better else new < old
     return better or old != old  # a NaN never beats a number
+
+
+def _is_stale(ends: Sequence[Step], schedule: Schedule, patience: int) -> bool:
+    """Whether none of the last passes beats the best one before them."""
+    best = 0
+    for k, step in enumerate(ends):
+        if _beats(step, ends[best], schedule):
+            best = k
+    return len(ends) - 1 - best >= patience
 
 
 def _log_step(step: Step) -> None:
@@ -261,6 +326,11 @@ def _log_step(step: Step) -> None:
     if trouble:
         text = ", ".join(f"{n:,} {s.name.lower()}" for s, n in trouble.items())
         log.warning("pass %d, %s: not fitted well: %s", step.pass_number, step.coordinate, text)
+
+
+def _log_estimate(estimate: Estimate) -> None:
+    text = ", ".join(f"{c.coordinate}/{c.group} {c.l2:.4g}" for c in estimate.components)
+    log.info("estimated L2 weights, before: %s; change %.2g", text, estimate.change)
 
 
 _TROUBLE = {FitStatus.MAX_ITERATIONS, FitStatus.STALLED, FitStatus.NOT_FINITE}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args, overload
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from gdmix.config import (
     CoordinateSpec,
     FeatureBag,
     ModelConfig,
+    Prior,
     Task,
     ValidateMode,
     parse_metric,
@@ -28,14 +29,16 @@ from gdmix.engines.local import LocalEngine
 from gdmix.errors import ConfigError, DataError, ModelError, did_you_mean
 from gdmix.glm.losses import inverse_link
 from gdmix.glm.threads import available_threads
+from gdmix.model.base import CoordinateModel
 from gdmix.model.mixed_model import TrainedModel
 from gdmix.model.store import is_model_folder, read_model, write_model
+from gdmix.model.uncertainty import drawn, standard_errors
 
 if TYPE_CHECKING:
     from gdmix.engines.base import Engine, Workspace
 
 F64 = NDArray[np.float64]
-Kind = Literal["response", "link", "components"]
+Kind = Literal["response", "link", "components", "std_error", "sample"]
 
 
 class MixedModel:
@@ -46,22 +49,24 @@ class MixedModel:
     Parameters
     ----------
     coordinates
-        `FixedEffect`, `RandomEffect` and `ExternalScores` specs, in the order in which a pass
-        trains them.
+        Specs (`FixedEffect`, `RandomEffect`, `Factorization`, `CustomEffect`, `ExternalScores`)
+        in the order in which a pass trains them.
     features
-        Feature bags: name to columns.
+        Feature bags: name to columns, or to a mapping of `columns` and other settings of a bag.
     task
         ``logistic_regression``, ``linear_regression`` or ``poisson_regression``.
     columns
         Column roles: a mapping of ``uid``, ``response``, ``weight``, ``offset`` to columns.
     passes
-        Rounds over all coordinates, at most.
+        Rounds over all coordinates, at most; default 1, with ``l2="auto"`` 10.
     solver
         ``joint``: after the passes, fit all coordinates at once, to the joint optimum.
     tolerance
         Stop when a pass changes the joint objective by less than this share of it.
     select
         ``last``: the model after the last step; ``best``: by the first validation metric.
+    early_stopping
+        Stop after that many passes that did not better the first validation metric.
     metrics
         Such as ``auc``, ``logloss``, ``ndcg@10:user_id``; default by task.
     validate
@@ -69,6 +74,9 @@ class MixedModel:
     initial_model
         Path of a model to start from: its coordinates are matched by name, their coefficients
         and scores count from the first pass on. A coordinate that is `locked` stays as it is there.
+    prior
+        An earlier model as a Gaussian prior: ``{"model": DIR, "weight": 1.0, "forgetting": 0.8}``.
+        It starts from there, too.
     seed
         Of samples of rows (`max_active_rows`).
     threads
@@ -87,6 +95,8 @@ class MixedModel:
         One entry per coordinate and pass, after `fit`.
     converged_ : bool or None
         Whether the convergence test ended the training; None without `tolerance`.
+    estimate_ : Estimate or None
+        With ``l2="auto"``: the variance components and the log marginal likelihood.
 
     Raises
     ------
@@ -110,16 +120,18 @@ class MixedModel:
         self,
         coordinates: Sequence[CoordinateSpec],
         *,
-        features: Mapping[str, Sequence[str] | FeatureBag] | None = None,
+        features: Mapping[str, Sequence[str] | Mapping[str, Any] | FeatureBag] | None = None,
         task: Task = "logistic_regression",
         columns: Mapping[str, str] | None = None,
-        passes: int = 1,
+        passes: int | None = None,
         solver: Literal["descent", "joint"] = "descent",
         tolerance: float | None = None,
         select: Literal["last", "best"] = "last",
+        early_stopping: int | None = None,
         metrics: Sequence[str] = (),
         validate: ValidateMode = "strict",
         initial_model: str | Path | None = None,
+        prior: Mapping[str, Any] | Prior | None = None,
         seed: int = 0,
         threads: int | None = None,
         memory_limit: int | str | None = None,
@@ -133,9 +145,11 @@ class MixedModel:
         self.solver = solver
         self.tolerance = tolerance
         self.select = select
+        self.early_stopping = early_stopping
         self.metrics = metrics
         self.validate = validate
         self.initial_model = initial_model
+        self.prior = prior
         self.seed = seed
         self.threads = threads
         self.memory_limit = memory_limit
@@ -152,9 +166,11 @@ class MixedModel:
             solver=self.solver,
             tolerance=self.tolerance,
             select=self.select,
+            early_stopping=self.early_stopping,
             metrics=self.metrics,
             validate=self.validate,
             initial_model=self.initial_model,
+            prior=self.prior,
             seed=self.seed,
             threads=self.threads,
             memory_limit=self.memory_limit,
@@ -186,6 +202,8 @@ class MixedModel:
         config = self._config()
         if config.select == "best" and validation is None:
             raise ConfigError("select='best' needs validation rows")
+        if config.early_stopping is not None and validation is None:
+            raise ConfigError("early_stopping needs validation rows")
         if y is not None:
             X = _with_response(X, np.asarray(y), config)
         with (
@@ -196,15 +214,17 @@ class MixedModel:
         self.model_ = workspace.trained_model(result.models)
         self.history_ = result.history
         self.converged_ = result.converged
+        self.estimate_ = result.estimate
         return self
 
     @overload
     def predict(
         self,
         X: Source,
-        kind: Literal["response", "link"] = "response",
+        kind: Literal["response", "link", "std_error", "sample"] = "response",
         *,
         external: Mapping[str, Source] | None = None,
+        seed: int | None = None,
     ) -> F64: ...
     @overload
     def predict(
@@ -213,9 +233,15 @@ class MixedModel:
         kind: Literal["components"],
         *,
         external: Mapping[str, Source] | None = None,
+        seed: int | None = None,
     ) -> dict[str, F64]: ...
     def predict(
-        self, X: Source, kind: Kind = "response", *, external: Mapping[str, Source] | None = None
+        self,
+        X: Source,
+        kind: Kind = "response",
+        *,
+        external: Mapping[str, Source] | None = None,
+        seed: int | None = None,
     ) -> F64 | dict[str, F64]:
         """Score rows; entities that training did not see add 0.
 
@@ -226,20 +252,43 @@ class MixedModel:
             also where `validate` is ``drop``.
         kind
             ``response``: the mean (for the logistic task a probability); ``link``: the linear
-            predictor, offset included; ``components``: each coordinate's share of it.
+            predictor, offset included; ``components``: each coordinate's share of it;
+            ``std_error``: the standard error of the linear predictor; ``sample``: the mean under
+            one draw of all coefficients (Thompson sampling).
+
+            The last two take coefficients to be normal, with the covariance dispersion times H^-1
+            where the Hessian was saved (`save_hessian`); else independent, with the variances that
+            were (`variance`: of ``simple`` ones each is that of a coefficient whose neighbours are
+            known, and the error too small if features are correlated). Coordinates are taken to
+            be independent, those without coefficients to be known exactly. An entity without a
+            model adds 0: how much entities differ is not in the model.
         external
             These rows' scores, a path or a frame, of each `ExternalScores` coordinate.
+        seed
+            Of ``sample``. Another seed is another draw; the same one is the same draw of the
+            same model, whatever rows are asked for, in whatever order.
 
         Returns
         -------
         numpy.ndarray or dict
             (n,) in row order; of ``components`` one such array per coordinate.
+
+        Raises
+        ------
+        ModelError
+            If ``std_error`` or ``sample`` needs variances that were not asked for in training.
         """
-        if kind not in ("response", "link", "components"):
-            raise ConfigError(f"kind '{kind}' is none of response, link, components")
+        if kind not in get_args(Kind):
+            raise ConfigError(f"kind '{kind}' is none of {', '.join(get_args(Kind))}")
+        check_seed(seed, needed=kind == "sample")
         model = self._fitted()
         rows = self._load(X)
-        components = model.components(rows, self.threads or available_threads(), external)
+        threads = self.threads or available_threads()
+        if kind == "std_error":
+            return standard_errors(model, rows, threads)
+        if seed is not None:
+            model = drawn(model, rows, seed)
+        components = model.components(rows, threads, external)
         if kind == "components":
             return components
         link = sum(components.values(), rows.offset)
@@ -253,7 +302,7 @@ class MixedModel:
         return np.column_stack([1.0 - positive, positive])
 
     def coefficients(self, coordinate: str, entity: object = None) -> pa.Table:
-        """Return coefficients as an Arrow table: ``name``, ``term``, ``value``.
+        """Return coefficients as an Arrow table: ``name``, ``term``, ``value`` (, ``variance``).
 
         Parameters
         ----------
@@ -282,8 +331,14 @@ class MixedModel:
             write_model(model, staging)
 
     @staticmethod
-    def load(path: str | Path) -> MixedModel:
+    def load(path: str | Path, *, allow_pickle: bool = False) -> MixedModel:
         """Read a model or run folder, to predict with; it does not hold what training needs.
+
+        Parameters
+        ----------
+        allow_pickle
+            Whether estimators that were saved as pickles (`CustomEffect` of scikit-learn's, or of
+            your own) may be opened, which runs code of whoever wrote the model.
 
         Raises
         ------
@@ -291,6 +346,7 @@ class MixedModel:
             If it is none, is damaged, or was written by a later version.
         """
         trained = read_model(Path(path))
+        trained = trained.with_pickles_trusted() if allow_pickle else trained
         loaded = MixedModel.__new__(MixedModel)
         for name, parameter in inspect.signature(MixedModel.__init__).parameters.items():
             if name != "self":
@@ -369,6 +425,7 @@ def train(
     on_step: Callable[[Step], None] | None = None,
     state: Descent | None = None,
     on_state: Callable[[Descent], None] | None = None,
+    on_pass: Callable[[int, Workspace, Mapping[str, CoordinateModel]], None] | None = None,
 ) -> tuple[Descent, Workspace]:
     """Bind a configuration to rows and descend.
 
@@ -378,26 +435,69 @@ def train(
         Called before (pass number, coordinate) and after each step.
     state, on_state
         Where to go on, and what is called after each step with where descent is.
+    on_pass
+        Called after each pass with its number and the models.
     """
     workspace = (engine or LocalEngine()).prepare(config, train_rows, validation_rows)
+    result = descend_in(
+        workspace,
+        config,
+        on_start=on_start,
+        on_step=on_step,
+        state=state,
+        on_state=on_state,
+        on_pass=None if on_pass is None else lambda n, models: on_pass(n, workspace, models),
+    )
+    return result, workspace
+
+
+def descend_in(
+    workspace: Workspace,
+    config: ModelConfig,
+    *,
+    on_start: Callable[[int, str], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    state: Descent | None = None,
+    on_state: Callable[[Descent], None] | None = None,
+    on_pass: Callable[[int, Mapping[str, CoordinateModel]], None] | None = None,
+) -> Descent:
+    """Descend as a configuration says, on rows that it is bound to; parameters as in `train`."""
     schedule = Schedule(
         config.passes,
         config.tolerance,
         config.select,
         parse_metric(config.metrics[0]).higher_is_better,
+        config.early_stopping,
     )
-    result = descend(
+    return descend(
         workspace.coordinates,
         workspace.scores,
         schedule,
         workspace.recentre,
         workspace.fit_jointly if config.solver == "joint" else None,
+        workspace.weights,
         on_start,
         on_step,
         state or Descent(current=dict(workspace.start)),
         on_state,
+        on_pass,
     )
-    return result, workspace
+
+
+def check_seed(seed: object, needed: bool) -> None:
+    """Refuse a seed of a draw that is missing, no seed, or of no use.
+
+    Raises
+    ------
+    ConfigError
+        If it is so.
+    """
+    if needed and seed is None:
+        raise ConfigError("kind 'sample' needs a seed: predict(X, kind='sample', seed=1)")
+    if not needed and seed is not None:
+        raise ConfigError("a seed is for kind 'sample' alone; remove it")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        raise ConfigError(f"seed {seed!r} is no whole number")
 
 
 def _with_response(X: Source, y: NDArray[Any], config: ModelConfig) -> pa.Table:

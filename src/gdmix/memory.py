@@ -20,6 +20,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,7 +44,8 @@ class _Scratch:
     def __init__(self, limit: int, folder: Path) -> None:
         self.limit, self.folder = limit, folder
         self._held = 0
-        self._mapped: dict[int, tuple[int, Path]] = {}  # address -> size and file
+        self._mapped: dict[int, tuple[int, int, Path]] = {}  # number -> address, size, file
+        self._numbers = count()
         self._mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         self._kept: set[Path] = set()
         # Arrays end at any moment, also while this thread holds the lock.
@@ -93,15 +95,17 @@ class _Scratch:
             mapping = mmap.mmap(file.fileno(), 0)
         address = np.frombuffer(mapping, np.uint8, 1).ctypes.data
         with self._lock:
-            self._mapped[address] = (len(mapping), path)
+            # The address is no key: it may be another mapping's before this one is forgotten.
+            number = next(self._numbers)
+            self._mapped[number] = (address, len(mapping), path)
             self._mappings.add(mapping)
             self._watch_from_now()
-        weakref.finalize(mapping, self._forget, address).atexit = False
+        weakref.finalize(mapping, self._forget, number).atexit = False
         return mapping
 
-    def _forget(self, address: int) -> None:
+    def _forget(self, number: int) -> None:
         with self._lock:
-            _, path = self._mapped.pop(address)
+            _, _, path = self._mapped.pop(number)
             if path not in self._kept:
                 path.unlink(missing_ok=True)
 
@@ -113,7 +117,7 @@ class _Scratch:
         def out_of_band(buffer: pickle.PickleBuffer) -> None:
             raw = buffer.raw()
             address = np.frombuffer(raw, np.uint8).ctypes.data if raw.nbytes else 0
-            for start, (size, path) in self._mapped.items():
+            for start, size, path in self._mapped.values():
                 if start <= address < start + size:
                     places.append((path.name, address - start, raw.nbytes))
                     self._kept.add(path)

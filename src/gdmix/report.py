@@ -6,13 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gdmix.model.mixed_model import ExternalModel, LinearModel, TrainedModel
+from gdmix.model.mixed_model import TrainedModel
 from gdmix.runs import RunHistory
+from gdmix.tuning.search import Tuning
 
+_WITHOUT_FEATURES = {"external_scores": "(scores from files)"}
+_MOST_TRIALS = 15
+_MOST_FEATURES = 20  # of a bag
+_MOST_COMPONENTS = 30
 _MOST_PASSES = 6  # of a longer run the table shows the first ones, the kept one and the last
 
 
@@ -52,6 +58,30 @@ def history_table(history: RunHistory, title: str) -> Group:
     return _titled(title, table, f"metrics of the {rows} rows{kept}")
 
 
+def components_table(history: RunHistory) -> Group:
+    """Lay out the estimated L2 weights as variance components."""
+    table = Table()
+    for name in ("coordinate", "group"):
+        table.add_column(name)
+    for name in ("l2", "variance", "coefficients", "effective"):
+        table.add_column(name, justify="right")
+    for one in history.variance_components[:_MOST_COMPONENTS]:
+        table.add_row(
+            one["coordinate"],
+            one["group"],
+            f"{one['l2']:.4g}",
+            f"{one['variance']:.4g}",
+            f"{one['coefficients']:,}",
+            f"{one['effective']:,.1f}",
+        )
+    more = len(history.variance_components) - _MOST_COMPONENTS
+    caption = f"log marginal likelihood {history.log_marginal_likelihood:,.2f}"
+    if history.dispersion is not None and history.dispersion != 1.0:
+        caption += f", residual variance {history.dispersion:.4g}"
+    caption += f"; {more:,} more are in history.json" if more > 0 else ""
+    return _titled("Estimated L2 weights", table, caption)
+
+
 def _shown_passes(last: int, kept: int) -> set[int]:
     if last <= _MOST_PASSES:
         return set(range(1, last + 1))
@@ -88,6 +118,36 @@ def _metric_cells(steps: list[dict[str, Any]], metrics: Sequence[str]) -> list[s
     return [_number(steps[0]["metrics"][m]) if m in steps[0]["metrics"] else "" for m in metrics]
 
 
+def trials_table(tuning: Tuning, title: str) -> Group:
+    """Lay out the best trials of a search, and the one with the weights it began with."""
+    metrics = list(tuning.best.metrics)
+    table = Table()
+    table.add_column("trial", justify="right")
+    for key in tuning.space:
+        name, _, setting = key.removeprefix("coordinates.").rpartition(".")
+        header = f"{name}\n{setting.replace('_', ' ')}"  # may wrap at the blank
+        table.add_column(header, justify="right", overflow="fold")
+    for name in (*metrics, "seconds"):
+        table.add_column(name, justify="right", overflow="fold")
+    shown = tuning.ranked[:_MOST_TRIALS]
+    first = tuning.first
+    extra = [first] if first is not None and first not in shown else []
+    for trial in shown + extra:
+        table.add_row(
+            f"{trial.number}{' *' if trial is first else ''}",
+            *(f"{trial.values[key]:.3g}" for key in tuning.space),
+            *(_number(trial.metrics[name]) for name in metrics),
+            f"{trial.seconds:.1f}",
+            style="bold" if trial is shown[0] else None,
+            end_section=trial is shown[-1],
+        )
+    n = len(tuning.trials)
+    of = f"mean over {tuning.folds} folds" if tuning.folds else "metrics of the validation rows"
+    count = f"{n} of {tuning.planned} trials" if n < tuning.planned else f"{n} trials"
+    star = "; * the weights it began with" if first is not None else ""
+    return _titled(title, table, f"{of}; {count}, the best by {tuning.metric} first{star}")
+
+
 def metrics_table(metrics: Mapping[str, float], title: str) -> Group:
     """Lay out metrics of one set of scores."""
     table = Table()
@@ -109,30 +169,47 @@ def model_table(model: TrainedModel, title: str) -> Group:
         summary = model.summary(name)
         table.add_row(
             name,
-            str(summary["type"]),
+            str(summary.get("estimator", summary["type"])),
             str(summary["entity"] or ""),
-            _features(model.coordinates[name]),
+            _features(summary),
             f"{summary['models']:,}",
             f"{summary['coefficients']:,}",
         )
     return _titled(title, table)
 
 
-def _features(model: LinearModel | ExternalModel) -> str:
-    if isinstance(model, ExternalModel):
-        return "(scores from files)"
-    return ", ".join(model.features) or "(intercept)"
+def _features(summary: Mapping[str, Any]) -> str:
+    names = [*summary["features"], *summary.get("categorical", ())]
+    return ", ".join(names) or _WITHOUT_FEATURES.get(summary["type"], "(intercept)")
 
 
 def coefficient_table(coefficients: pa.Table, title: str) -> Group:
     """Lay out coefficients, one a row."""
     table = Table()
     for name in coefficients.column_names:
-        table.add_column(name, justify="right" if name == "value" else "left")
+        table.add_column(name, justify="right" if name in ("value", "variance") else "left")
     for row in coefficients.to_pylist():
         cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
         table.add_row(*(Text(cell) for cell in cells))
     return _titled(title, table)
+
+
+def feature_summary_tables(features: pa.Table, title: str) -> Group:
+    """Lay out what the features of each bag are like, the first of them."""
+    parts: list[Group] = []
+    for bag in dict.fromkeys(features["bag"].to_pylist()):
+        own = features.filter(pc.equal(features["bag"], bag)).drop_columns(["bag"])
+        table = Table()
+        for name in own.column_names:
+            table.add_column(name, justify="left" if name in ("name", "term") else "right")
+        for row in own.slice(0, _MOST_FEATURES).to_pylist():
+            texts = [row.pop("name"), row.pop("term"), f"{row.pop('nnz'):,}"]
+            table.add_row(*map(Text, texts), *(f"{value:.6g}" for value in row.values()))
+        more = own.num_rows - _MOST_FEATURES
+        caption = f"and {more:,} more: --output writes all" if more > 0 else ""
+        count = f"{own.num_rows:,} feature{'' if own.num_rows == 1 else 's'}"
+        parts.append(_titled(f"{title}: bag '{bag}', {count}", table, caption))
+    return Group(*parts)
 
 
 def _titled(title: str, table: Table, caption: str = "") -> Group:

@@ -16,15 +16,16 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gdmix import memory
 from gdmix.checkpoint import Checkpoint
 from gdmix.config import JOINT, ExternalScores, RunConfig
+from gdmix.coordinates.variance_components import Estimate
 from gdmix.data.join import open_data
 from gdmix.data.read import expand_paths
 from gdmix.data.write import (
@@ -35,13 +36,16 @@ from gdmix.data.write import (
     write_json,
 )
 from gdmix.descent import Step
+from gdmix.engines.base import Workspace
 from gdmix.errors import ConfigError, ModelError, OutputError
 from gdmix.estimator import train
+from gdmix.model.base import CoordinateModel
 from gdmix.model.store import is_model_folder, write_model
 
 HISTORY = "history.json"
-_WITHOUT_EFFECT = ("output", "threads", "memory_limit", "scratch")  # on the model
+_WITHOUT_EFFECT = ("output", "threads", "memory_limit", "scratch", "tune")  # on the model
 _CHECKPOINT, _INPUTS = "checkpoint", "inputs.json"  # of an unfinished run only
+_PASSES = "passes"  # with a model folder after each
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,20 @@ class RunHistory:
         Whether the convergence test ended the run; None without a test.
     metrics_of
         ``validation`` or ``train``: the rows the metrics are of.
+    variance_components
+        With estimated L2 weights, those of the last fit: ``coordinate``, ``group``, ``l2``,
+        ``variance``, ``coefficients``, ``effective`` of each.
+    log_marginal_likelihood, dispersion
+        With estimated L2 weights: see `coordinates.variance_components`.
     """
 
     steps: list[dict[str, Any]]
     selected: int
     converged: bool | None
     metrics_of: str
+    variance_components: list[dict[str, Any]] = field(default_factory=list)
+    log_marginal_likelihood: float | None = None
+    dispersion: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written."""
@@ -72,6 +84,15 @@ class RunHistory:
             "metrics_of": self.metrics_of,
             "selected": self.selected,
             "converged": self.converged,
+            **(
+                {
+                    "variance_components": self.variance_components,
+                    "log_marginal_likelihood": self.log_marginal_likelihood,
+                    "dispersion": self.dispersion,
+                }
+                if self.variance_components
+                else {}
+            ),
             "steps": self.steps,
         }
 
@@ -98,16 +119,16 @@ def run(
     GdmixError
         What a user can mend; the output is then as it was before.
     """
-    check_replaceable(config.output, overwrite, is_model_folder)
+    check_replaceable(config.output, overwrite, is_run_folder)
     unfinished = unfinished_run(config.output)
     checkpoint = Checkpoint(unfinished / _CHECKPOINT)
-    scratch = _scratch_folder(config, unfinished)
+    scratch = scratch_folder(config, unfinished)
     try:
         with replaced_folder(config.output, unfinished) as folder, locked_folder(folder):
             _check_unfinished(config, unfinished, checkpoint, scratch, overwrite, resume)
-            with _log_to(folder / "run.log"), memory.limited(config.memory_limit, scratch):
+            with log_to(folder / "run.log"), memory.limited(config.memory_limit, scratch):
                 config.to_yaml(folder / "run.yaml")
-                write_json(_files_of(config), folder / _INPUTS)
+                write_json(files_of(config), folder / _INPUTS)
                 history = _train_into(folder, config, checkpoint, on_start, on_step)
             shutil.rmtree(scratch, ignore_errors=True)
         # Only now: killed a moment earlier, the run would have to start anew.
@@ -128,7 +149,8 @@ def run(
     return history
 
 
-def _scratch_folder(config: RunConfig, unfinished: Path) -> Path:
+def scratch_folder(config: RunConfig, unfinished: Path) -> Path:
+    """Return where arrays beyond memory lie: in the folder of the work, or where it is told to."""
     if config.scratch is None:
         return unfinished / "scratch"
     digest = hashlib.sha256(str(unfinished).encode()).hexdigest()[:12]
@@ -153,6 +175,13 @@ def _train_into(
     on_step: Callable[[Step], None] | None,
 ) -> RunHistory:
     data, uid = config.data, config.columns.column("uid")
+    avro = config.avro if config.format == "avro" else None
+
+    def keep(number: int, workspace: Workspace, models: Mapping[str, CoordinateModel]) -> None:
+        path = folder / _PASSES / str(number)
+        with replaced_folder(path) as staging:
+            write_model(workspace.trained_model(models), staging, avro)
+
     result, workspace = train(
         config,
         open_data(data, "train", uid),
@@ -161,23 +190,39 @@ def _train_into(
         on_step=on_step,
         state=checkpoint.load() if checkpoint.exists() else None,
         on_state=checkpoint.save,
+        on_pass=keep if config.output_models == "all" else None,
     )
     history = RunHistory(
         [step.to_dict() for step in result.history],
         result.selected,
         result.converged,
         "train" if data.validation is None else "validation",
+        *_estimates(result.estimate),
     )
     for name in result.models:
         steps = history.steps[: result.selected + 1]
         last = next(s for s in reversed(steps) if s["coordinate"] in (name, JOINT))
         write_json(last["metrics"], folder / name / "metric" / "evalSummary.json")
-    avro = config.avro if config.format == "avro" else None
     workspace.write_scores(result.models, folder, avro)
     write_json(history.to_dict(), folder / HISTORY)
-    model = workspace.trained_model(result.models)
-    write_model(model, folder, avro, checkpoint.file_of)
+    if config.output_models != "none":
+        model = workspace.trained_model(result.models)
+        write_model(model, folder, avro, checkpoint.folder_of)
     return history
+
+
+def _estimates(
+    estimate: Estimate | None,
+) -> tuple[list[dict[str, Any]], float | None, float | None]:
+    if estimate is None:
+        return [], None, None
+    components = [asdict(component) for component in estimate.components]
+    return components, estimate.log_marginal_likelihood, estimate.dispersion
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds a whole run, with or without its model."""
+    return is_model_folder(path) or (path / HISTORY).is_file()
 
 
 def _check_unfinished(
@@ -191,17 +236,13 @@ def _check_unfinished(
     """Decide what becomes of what an earlier run left; afterwards it is as this run needs it."""
     if resume and _has_state(checkpoint, scratch):
         before = RunConfig.from_yaml(unfinished / "run.yaml")
-        settings = [
-            name
-            for name in RunConfig.model_fields
-            if name not in _WITHOUT_EFFECT and getattr(before, name) != getattr(config, name)
-        ]
-        if settings:
+        setting = changed_setting(before, config)
+        if setting is not None:
             raise ConfigError(
-                f"{unfinished}: the unfinished run had another '{settings[0]}'; "
+                f"{unfinished}: the unfinished run had another '{setting}'; "
                 "use its settings, or start anew with --overwrite"
             )
-        if json.loads((unfinished / _INPUTS).read_text(encoding="utf-8")) != _files_of(config):
+        if json.loads((unfinished / _INPUTS).read_text(encoding="utf-8")) != files_of(config):
             raise ConfigError(
                 f"{unfinished}: the data have changed since the unfinished run; "
                 "start anew with --overwrite"
@@ -217,7 +258,15 @@ def _check_unfinished(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _files_of(config: RunConfig) -> dict[str, list[int]]:
+def changed_setting(before: RunConfig, now: RunConfig) -> str | None:
+    """Return the first setting in which two runs differ that has an effect on the model."""
+    for name in RunConfig.model_fields:
+        if name not in _WITHOUT_EFFECT and getattr(before, name) != getattr(now, name):
+            return name
+    return None
+
+
+def files_of(config: RunConfig) -> dict[str, list[int]]:
     """Return size and time of change of every input file: what tells that it is the same."""
     external = [c for c in config.coordinates.values() if isinstance(c, ExternalScores)]
     sources = (config.data, *config.data.joined, *external)
@@ -248,7 +297,8 @@ def read_history(folder: Path) -> RunHistory:
 
 
 @contextmanager
-def _log_to(path: Path) -> Iterator[None]:
+def log_to(path: Path) -> Iterator[None]:
+    """Write what the program logs into a file."""
     logger = logging.getLogger("gdmix")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

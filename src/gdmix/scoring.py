@@ -17,6 +17,7 @@ from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import inverse_link
 from gdmix.glm.threads import available_threads
 from gdmix.model.any_model import read_any_model
+from gdmix.model.uncertainty import drawn, standard_errors
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ def score_to_file(
     external: Mapping[str, str] | None = None,
     description: ModelConfig | None = None,
     joined: Sequence[str] = (),
+    allow_pickle: bool = False,
+    std_error: bool = False,
+    sample: int | None = None,
 ) -> Scored:
     """Score rows and write ``uid``, ``prediction``, ``total_score`` and what is known of them.
 
@@ -49,6 +53,12 @@ def score_to_file(
         What the models apply to, if they are Photon ML's or GDMix's.
     joined
         Further sources of the same rows, whose columns are found by uid.
+    allow_pickle
+        Whether estimators that were saved as pickles may be opened: it runs their code.
+    std_error
+        Also write a column ``std_error``, of the linear predictor.
+    sample
+        Also write a column ``sample``: the mean under the draw of coefficients of that seed.
 
     Raises
     ------
@@ -58,6 +68,7 @@ def score_to_file(
     source, *others = [open_rows(list(data)), *(open_rows(path) for path in joined)]
     types = {f.name: f.type for rows in (*others, source) for f in rows.schema}
     model = read_any_model(model_folder, description, types)
+    model = model.with_pickles_trusted() if allow_pickle else model
     if others:
         source = join_rows(source, [(rows, "") for rows in others], model.columns.column("uid"))
     threads = available_threads()
@@ -68,6 +79,12 @@ def score_to_file(
     total = sum(parts.values(), rows.offset)
     columns = {f"score:{name}": score for name, score in parts.items()} if components else {}
     columns["prediction"] = inverse_link(model.loss, total)
+    if std_error:
+        columns["std_error"] = standard_errors(model, rows, threads)
+    if sample is not None:
+        linear = drawn(model, rows, sample).linear
+        parts |= {name: coordinate.score(rows, threads) for name, coordinate in linear.items()}
+        columns["sample"] = inverse_link(model.loss, sum(parts.values(), rows.offset))
     path = write_scores(score_tables(rows, model.task, total, columns), output)
     return Scored(path, rows.n_rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,12 @@ import pyarrow as pa
 from gdmix import memory
 from gdmix.config import FixedEffect, RandomEffect, Task
 from gdmix.convert import convert_rows
+from gdmix.data.feature_summary import summarize
 from gdmix.data.tfrecord.write import write_sequence_examples
 from gdmix.data.write import temporary_folder, write_table
 from gdmix.estimator import MixedModel
 from gdmix.glm.large import MAX_DIRECT_COEFFICIENTS
+from gdmix.glm.matrix import CsrMatrix
 
 _WIDE = MAX_DIRECT_COEFFICIENTS + 1
 _NO_MEMORY = 1000  # bytes: so few that rows are parted
@@ -55,6 +58,7 @@ def compile_kernels() -> float:
         )
         model.fit(rows, validation=rows).predict(rows)
         model.fit(hard)
+    _select_and_sample(rows)
     # From an earlier model, with an entity that has too few rows, and one that has none.
     later = {**rows, "entity": np.append(9, np.arange(1, n) % 3)}
     # More features than a direct solver takes.
@@ -66,6 +70,29 @@ def compile_kernels() -> float:
         _read_and_write(folder)
         model.set_params(solver="descent", initial_model=folder / "model").fit(later)
     return time.process_time() - started
+
+
+def _select_and_sample(rows: dict[str, Any]) -> None:
+    """Leave features and rows out in every way, and hash features."""
+    model = MixedModel(
+        [
+            FixedEffect("global", features=["some", "hashed"], negative_sampling=0.5),
+            RandomEffect(
+                "own",
+                entity="entity",
+                features="some",
+                negative_sampling=0.9,
+                features_to_samples_ratio=0.05,
+            ),
+        ],
+        features={
+            "some": {"columns": ["x", "tags"], "min_count": 2, "max_features": 2},
+            "hashed": {"columns": ["name"], "hash_buckets": 8},
+        },
+    )
+    model.fit(rows)
+    table = np.ones((2, 2), np.float32)
+    summarize(CsrMatrix.dense(table, np.arange(2)), np.ones(2))
 
 
 def _read_and_write(folder: Path) -> None:

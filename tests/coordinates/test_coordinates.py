@@ -14,12 +14,14 @@ from gdmix.config import ColumnRoles, FeatureBag, FixedEffect, RandomEffect
 from gdmix.coordinates.base import Coordinate, FitReport
 from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
+from gdmix.coordinates.regularization import regularization
 from gdmix.data.dataset import Dataset, load_rows, load_training
+from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.schema import RowSchema
 from gdmix.errors import DataError
 from gdmix.glm.losses import LOGISTIC
 from gdmix.glm.status import FitStatus
-from gdmix.model.mixed_model import LinearModel, score_coordinate
+from gdmix.model.linear import LinearModel
 
 SCHEMA = RowSchema(
     ColumnRoles(),
@@ -51,7 +53,11 @@ def data(train_rows: pa.Table, validation_rows: pa.Table) -> tuple[Dataset, Data
 
 def bind(spec: FixedEffect | RandomEffect, train: Dataset, validation: Dataset | None) -> Any:
     kind = FixedEffectCoordinate if isinstance(spec, FixedEffect) else RandomEffectCoordinate
-    return kind(spec, train, validation, LOGISTIC, 2)
+    indices = {
+        bag: FeatureIndex([f"{bag}{j}" for j in range(x.n_columns)], [""] * x.n_columns)
+        for bag, x in train.bags.items()
+    }
+    return kind(spec, train, validation, LOGISTIC, 2, regularization(spec, train, indices))
 
 
 def fit(
@@ -68,8 +74,8 @@ def test_scores_are_those_of_the_model(spec: Any, data: tuple[Dataset, Dataset])
     coordinate, model, report = fit(spec, data)
     scores = coordinate.score(model)
     assert scores.validation is not None
-    np.testing.assert_allclose(scores.train, score_coordinate(model, data[0]), atol=1e-12)
-    np.testing.assert_allclose(scores.validation, score_coordinate(model, data[1]), atol=1e-12)
+    np.testing.assert_allclose(scores.train, model.score(data[0]), atol=1e-12)
+    np.testing.assert_allclose(scores.validation, model.score(data[1]), atol=1e-12)
     assert report.models == len(model.coefficients)
     assert set(report.statuses) <= {FitStatus.CONVERGED, FitStatus.SEPARATED}
 

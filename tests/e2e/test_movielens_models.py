@@ -20,8 +20,9 @@ from scipy.sparse.linalg import LinearOperator, cg
 from sklearn.metrics import log_loss, roc_auc_score
 
 import gdmix
-from gdmix import MixedModel, RunConfig
+from gdmix import FixedEffect, MixedModel, RunConfig
 from gdmix.runs import run
+from gdmix.tuning import tune_run
 
 F64 = NDArray[np.float64]
 
@@ -69,6 +70,24 @@ def test_the_example_is_better(movielens: Path, tmp_path: Path) -> None:
     validation = pq.read_table(movielens / "validation.parquet").drop_columns(["response"])
     predicted = MixedModel.load(tmp_path / "run").predict(validation, kind="link")
     np.testing.assert_allclose(predicted, link, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_trees_and_random_effects_are_better_than_either(movielens: Path, tmp_path: Path) -> None:
+    """The figures of the example: weights and parameters are of a split of the training rows."""
+    config = example("movielens_lightgbm.yaml", movielens, tmp_path / "run")
+    config = config.model_copy(update={"threads": 1})  # its threads wait badly on busy cores
+    last = run(config).steps[-1]["metrics"]
+    assert last == pytest.approx({"auc": 0.7873, "logloss": 0.5503}, abs=1e-3)
+    user, movie, trees = config.coordinates.values()
+    alone = config.model_copy(update={"coordinates": {"global": trees}, "passes": 1})
+    only = run(alone.model_copy(update={"output": tmp_path / "trees"})).steps[-1]["metrics"]
+    assert only == pytest.approx({"auc": 0.7837, "logloss": 0.5537}, abs=1e-3)
+    linear = {"global": FixedEffect("global", features=["user", "movie"])}
+    linear |= {"per-user": user, "per-movie": movie}
+    plain = config.model_copy(update={"coordinates": linear, "passes": 10})
+    other = run(plain.model_copy(update={"output": tmp_path / "linear"})).steps[-1]["metrics"]
+    assert other == pytest.approx({"auc": 0.7816, "logloss": 0.5555}, abs=1e-3)
 
 
 # The joint optimum, found without any code of gdmix
@@ -166,6 +185,18 @@ def optimum(movielens: Path) -> tuple[float, F64]:
     least, beta = least_objective(x, rows["response"].to_numpy().astype(float), l2)
     assert least == pytest.approx(LEAST, rel=1e-9)
     return least, x @ beta
+
+
+@pytest.mark.slow
+def test_the_search_finds_better_weights(movielens: Path, tmp_path: Path) -> None:
+    tuning = tune_run(example("movielens_tune.yaml", movielens, tmp_path / "run"))
+    assert tuning.first is not None
+    assert tuning.first.metrics["auc"] == pytest.approx(0.7665, abs=1e-4)  # all weights 1
+    # Intercepts at 1 and slopes at 10 give 0.7816 and 0.5555, `l2: auto` 0.7825 and 0.5544.
+    assert tuning.best.metrics["auc"] > 0.7822
+    assert tuning.best.metrics["logloss"] < 0.5548
+    history = run(RunConfig.from_yaml(tmp_path / "run.tune/best.yaml"))
+    assert history.steps[-1]["metrics"] == tuning.best.metrics
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from gdmix.glm.large import SparseMap
 from gdmix.glm.losses import LOGISTIC
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Labels, minimize
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.status import FitStatus
 
 N = 60
@@ -61,7 +62,7 @@ def test_preconditioners(
         if side == 1 and isinstance(part, BlockMap):
             hessian = np.diag(np.diag(hessian))
         residual = rng.standard_normal(part.size)
-        solved = part.preconditioner(d2, penalty)(residual)
+        solved = part.preconditioner(d2, QuadraticPenalty(penalty)).solve(residual)
         np.testing.assert_allclose(solved, np.linalg.solve(hessian, residual), atol=1e-10)
 
 
@@ -76,7 +77,7 @@ def test_joint_minimum_is_that_of_the_dense_problem(parts: list[SparseMap | Bloc
     minimum = minimize(
         design,
         Labels(y, w, offset, LOGISTIC),
-        penalty,
+        QuadraticPenalty(penalty),
         intercept=True,
         tolerance=1e-10,
         max_iterations=50,

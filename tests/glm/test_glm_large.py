@@ -28,6 +28,7 @@ from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC, POISSON, SQUARED
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Minimum
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.status import FitStatus
 
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -45,7 +46,15 @@ def fit(
 ) -> Minimum:
     penalty = penalties(p.features.shape[1] + 1, l2, intercept_l2)
     design = csr(p.features)
-    return fit_large(design, p.response, p.weight, p.offset, loss=loss, penalty=penalty, **options)
+    return fit_large(
+        design,
+        p.response,
+        p.weight,
+        p.offset,
+        loss=loss,
+        penalty=QuadraticPenalty(penalty),
+        **options,
+    )
 
 
 @each_loss
@@ -236,7 +245,9 @@ def test_power_law_ids(l2: float) -> None:
     design, y = power_law(rng, n, d, 10)
     w, offset = np.ones(n), np.zeros(n)
     penalty = penalties(d + 1, l2, 0.0)
-    result = fit_large(design, y, w, offset, loss=LOGISTIC, penalty=penalty, threads=2)
+    result = fit_large(
+        design, y, w, offset, loss=LOGISTIC, penalty=QuadraticPenalty(penalty), threads=2
+    )
     assert result.status == FitStatus.CONVERGED
     assert result.iterations < 20
     assert result.passes < 300

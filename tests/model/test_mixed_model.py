@@ -12,7 +12,8 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import DataError, ModelError
 from gdmix.glm import losses
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LinearModel, TrainedModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 
 
 def random(intercept: bool = True) -> LinearModel:

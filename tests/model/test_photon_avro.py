@@ -16,7 +16,8 @@ from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.gdmix_layout import java_hash, partitions_of
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LinearModel, TrainedModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 from gdmix.model.photon_avro import natural_type, read_models, write_models
 from gdmix.model.store import read_model, write_model
 

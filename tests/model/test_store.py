@@ -16,7 +16,8 @@ from gdmix.data.dataset import load_rows
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LinearModel, TrainedModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 from gdmix.model.store import is_model_folder, read_model, write_model
 
 SAVED_V1 = Path(__file__).parent / "saved_v1"

@@ -17,6 +17,7 @@ from gdmix.glm.entities import EntityBlock, fit_entities
 from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC, POISSON, SQUARED
 from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.status import FitStatus
 
 F64 = NDArray[np.float64]
@@ -61,7 +62,7 @@ def ours(
     if program == "large":
         penalty = np.concatenate(([0.0], np.full(d, l2)))
         design = CsrMatrix(indptr, indices, values, d)
-        large = fit_large(design, y, w, offset, penalty=penalty, **options)
+        large = fit_large(design, y, w, offset, penalty=QuadraticPenalty(penalty), **options)
         assert large.status == FitStatus.CONVERGED
         return large.coefficients
     row_ptr, coefficient_ptr = np.array([0, n]), np.array([0, d + 1])

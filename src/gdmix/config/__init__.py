@@ -9,7 +9,6 @@ from gdmix.config.coordinates import (
     JOINT,
     BinnedColumn,
     ColumnRoles,
-    CoordinateSpec,
     Entity,
     EntityPart,
     ExternalScores,
@@ -18,6 +17,9 @@ from gdmix.config.coordinates import (
     LinearSpec,
     RandomEffect,
 )
+from gdmix.config.custom import CustomEffect
+from gdmix.config.factorization import Factorization
+from gdmix.config.kinds import CoordinateSpec
 from gdmix.config.metrics import (
     DEFAULT_METRICS,
     GROUPED_METRICS,
@@ -31,9 +33,11 @@ from gdmix.config.run import (
     DataConfig,
     JoinedData,
     ModelConfig,
+    Prior,
     RunConfig,
     ValidateMode,
 )
+from gdmix.config.tuning import Candidates, TuneConfig
 from gdmix.config.yaml_files import read_yaml
 
 __all__ = [
@@ -43,21 +47,26 @@ __all__ = [
     "PLAIN_METRICS",
     "AvroLayout",
     "BinnedColumn",
+    "Candidates",
     "ColumnRoles",
     "CoordinateSpec",
+    "CustomEffect",
     "DataConfig",
     "Entity",
     "EntityPart",
     "ExternalScores",
+    "Factorization",
     "FeatureBag",
     "FixedEffect",
     "JoinedData",
     "LinearSpec",
     "MetricSpec",
     "ModelConfig",
+    "Prior",
     "RandomEffect",
     "RunConfig",
     "Task",
+    "TuneConfig",
     "ValidateMode",
     "parse_metric",
     "read_yaml",

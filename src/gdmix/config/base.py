@@ -54,7 +54,7 @@ class Paths(Strict):
 
 
 _TAGS = ("<column>", "<columns>", "<bins>")
-_TYPES = ("fixed_effect", "random_effect", "external_scores")
+_TYPES = ("fixed_effect", "random_effect", "factorization", "custom", "external_scores")
 _MESSAGES = {
     "missing": "is required",
     "too_short": "is empty",

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from gdmix.config.base import Paths, Strict, config_errors, known_as
@@ -18,6 +26,7 @@ JOINT = "joint"  # what the history calls the step that fits all coordinates at 
 _RESERVED_NAMES = {
     JOINT,
     "checkpoint",
+    "passes",
     "inputs.json",
     "feature_index",
     "manifest.json",
@@ -59,6 +68,15 @@ class FeatureBag(Strict):
     feature_list: Path | None = Field(
         None, description="CSV of name,term lines that names the indices of a pair"
     )
+    min_count: int = Field(
+        1, ge=1, description="leave features out that fewer training rows have, not being 0"
+    )
+    max_features: int | None = Field(
+        None, ge=1, description="keep that many, of largest correlation with the response"
+    )
+    hash_buckets: int | None = Field(
+        None, ge=2, le=2**31, description="number columns by a hash of the feature: no index"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +93,24 @@ class FeatureBag(Strict):
             raise PydanticCustomError("repeated", f"column '{repeated[0]}' is listed twice")
         return columns
 
+    @property
+    def is_selected(self) -> bool:
+        """Whether features may be left out by what training rows say of them."""
+        return self.min_count > 1 or self.max_features is not None
+
+    @model_validator(mode="after")
+    def _one_way_to_number(self) -> Self:
+        fixed = {"feature_list": self.feature_list, "hash_buckets": self.hash_buckets}
+        others = {"min_count": self.min_count > 1, "max_features": self.max_features is not None}
+        chosen = [key for key, value in fixed.items() if value is not None]
+        selecting = [key for key, value in others.items() if value]
+        if chosen and len(chosen + selecting) > 1:
+            first, second = (chosen + selecting)[:2]
+            raise PydanticCustomError(
+                "columns", f"{first} says what the columns are: remove it, or {second}"
+            )
+        return self
+
 
 class _Named(Strict):
     name: str = Field("", exclude=True, description="key under `coordinates`")
@@ -90,15 +126,80 @@ class _Named(Strict):
             )
         return name
 
+    @property
+    def bags(self) -> tuple[str, ...]:
+        """Feature bags that it needs of rows."""
+        return ()
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Keys that it needs of rows: entities, plain or derived."""
+        return ()
+
+    @property
+    def derived_entities(self) -> dict[str, tuple[EntityPart, ...]]:
+        """What those of its entities are derived from that no column holds."""
+        return {}
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether training changes it."""
+        return True
+
+
+AUTO = ("auto", "auto_per_feature")
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Normalization = Literal["none", "standardize", "scale_by_std", "scale_by_max"]
+
+
+def _weight_or_auto(value: Any) -> Any:
+    """Take a weight or a word; one message for whatever is neither."""
+    if value in AUTO:
+        return value
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
+    if number is None or not 0 <= number < float("inf"):
+        raise PydanticCustomError("weight", f"should be a number from 0 up, or {' or '.join(AUTO)}")
+    return float(number)
+
+
+L2 = Annotated[float | Literal["auto", "auto_per_feature"], BeforeValidator(_weight_or_auto)]
+
 
 class _Coordinate(_Named):
     features: tuple[str, ...] = Field((), description="feature bags; none: intercept only")
     intercept: bool = Field(True, description="add an intercept, always the first coefficient")
-    l2: float = Field(1.0, ge=0, allow_inf_nan=False, description="L2 weight of the objective")
+    l2: L2 = Field(
+        1.0,
+        description="L2 weight of the objective; auto: estimated, one for the intercept and one "
+        "per bag; auto_per_feature: one per feature",
+    )
+    intercept_l2: Weight | None = Field(
+        None, description="L2 weight of the intercept; default: l2, if it is regularized at all"
+    )
+    l1: Weight = Field(0.0, description="L1 weight of the objective, never on the intercept")
+    penalty_factors: dict[str, Weight] = Field(
+        {}, description="feature `name`, or one term of it `name:term`, to a factor of its weights"
+    )
+    normalization: Normalization = Field(
+        "none", description="of features within the penalty; coefficients stay in raw units"
+    )
+    variance: Literal["none", "simple", "full"] = Field(
+        "none", description="of coefficients: simple is 1 / diag(H), full is diag(H^-1)"
+    )
+    save_hessian: bool = Field(False, description="with the model: for a prior that has it all")
     tolerance: float = Field(
         1e-8, gt=0, lt=1, description="stop at this gradient norm relative to the one at zero"
     )
     max_iterations: int = Field(100, ge=1, description="Newton iterations")
+    negative_sampling: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the rows of response 0 that train it, each weighing 1 / share",
+    )
     locked: bool = Field(False, description="keep initial_model's as it is: score, never fit")
 
     @field_validator("features", mode="before")
@@ -115,6 +216,75 @@ class _Coordinate(_Named):
             raise PydanticCustomError("repeated", f"bag '{repeated[0]}' is listed twice")
         return self
 
+    @model_validator(mode="after")
+    def _penalties_go_together(self) -> Self:
+        for key, is_set in self._beside_l1().items():
+            if self.l1 > 0 and is_set:
+                raise PydanticCustomError(
+                    "penalty", f"l1 and {key}: choose one; there is no estimate of both"
+                )
+        if self.is_auto and self.intercept_l2 is not None:
+            raise PydanticCustomError(
+                "penalty", f"intercept_l2: l2 '{self.l2}' estimates it too; remove it"
+            )
+        regularize: bool = getattr(self, "regularize_intercept")  # noqa: B009
+        explicit = "regularize_intercept" in self.model_fields_set
+        if self.intercept_l2 is not None and explicit and regularize != (self.intercept_l2 > 0):
+            raise PydanticCustomError(
+                "penalty",
+                f"intercept_l2 is {self.intercept_l2:g}, but regularize_intercept is "
+                f"{str(regularize).lower()}; remove one",
+            )
+        if not self.intercept and self.normalization == "standardize":
+            raise PydanticCustomError(
+                "penalty",
+                "normalization: standardize centres features, which takes an intercept; "
+                "use scale_by_std",
+            )
+        return self
+
+    def _beside_l1(self) -> dict[str, bool]:
+        """Return what an L1 weight does not go with."""
+        return {
+            "l2: auto": self.is_auto,
+            "variance": self.variance != "none",
+            "save_hessian": self.save_hessian,
+        }
+
+    @property
+    def bags(self) -> tuple[str, ...]:
+        """Feature bags that it needs of rows."""
+        return self.features
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether training changes it."""
+        return not self.locked
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether L2 weights are estimated."""
+        return self.l2 in AUTO
+
+    @property
+    def slope_weight(self) -> float:
+        """L2 weight of the slopes; where it is estimated, the one to begin with."""
+        return 1.0 if isinstance(self.l2, str) else self.l2
+
+    @property
+    def intercept_weight(self) -> float:
+        """L2 weight of the intercept."""
+        if self.intercept_l2 is not None:
+            return self.intercept_l2
+        return self.slope_weight if self.regularizes_intercept else 0.0
+
+    @property
+    def regularizes_intercept(self) -> bool:
+        """Whether the intercept has an L2 weight."""
+        if self.intercept_l2 is not None:
+            return self.intercept_l2 > 0
+        return bool(getattr(self, "regularize_intercept"))  # noqa: B009
+
 
 @known_as("fixed_effect", "FixedEffect")
 class FixedEffect(_Coordinate):
@@ -128,6 +298,26 @@ class FixedEffect(_Coordinate):
 
     type: Literal["fixed_effect"] = "fixed_effect"
     regularize_intercept: bool = Field(False, description="put the L2 weight on it too")
+    bounds: dict[str, tuple[float | None, float | None]] = Field(
+        {}, description="feature `name` or `name:term` to [least, largest] coefficient; null: none"
+    )
+
+    @field_validator("bounds")
+    @classmethod
+    def _ordered(cls, bounds: dict[str, Any]) -> dict[str, Any]:
+        for feature, (low, high) in bounds.items():
+            if low is not None and high is not None and low > high:
+                raise PydanticCustomError("bounds", f"{feature}: {low:g} is above {high:g}")
+        return bounds
+
+    @model_validator(mode="after")
+    def _bounds_alone(self) -> Self:
+        for key, is_set in self._beside_l1().items():
+            if self.bounds and is_set:
+                raise PydanticCustomError(
+                    "penalty", f"bounds and {key}: choose one; there is no estimate of both"
+                )
+        return self
 
     def __init__(self, name: str = "", /, **fields: Any) -> None:
         with config_errors(f"{type(self).__name__}('{name}'): " if name else None):
@@ -186,6 +376,27 @@ def _part_name(part: str | BinnedColumn) -> str:
     return f"{part.column}[{','.join(part.edges)}]"
 
 
+def parts_of(entity: str | BinnedColumn | tuple[EntityPart, ...]) -> tuple[EntityPart, ...]:
+    """Return the columns, and bins of columns, that an entity is a combination of."""
+    return entity if isinstance(entity, tuple) else (entity,)
+
+
+def entity_name(entity: str | BinnedColumn | tuple[EntityPart, ...]) -> str:
+    """Return what an entity is called: the column, or what it is derived from."""
+    return "+".join(map(_part_name, parts_of(entity)))
+
+
+def check_parts(entity: Any) -> None:
+    """Refuse a combination of one column, or of one column twice."""
+    if isinstance(entity, tuple):
+        if len(entity) < 2:
+            raise PydanticCustomError("empty", "needs two columns, or one without brackets")
+        columns = [p if isinstance(p, str) else p.column for p in entity]
+        repeated = sorted({c for c in columns if columns.count(c) > 1})
+        if repeated:
+            raise PydanticCustomError("repeated", f"column '{repeated[0]}' is listed twice")
+
+
 @known_as("random_effect", "RandomEffect")
 class RandomEffect(_Coordinate):
     """A random effect: one small linear model per value of the `entity` column.
@@ -208,32 +419,39 @@ class RandomEffect(_Coordinate):
         None, ge=1, description="train an entity on a sample of that many rows; default: all"
     )
     reweight: bool = Field(True, description="let a sample weigh as much as all the entity's rows")
+    features_to_samples_ratio: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="keep at most that many features per active row of an entity, "
+        "of largest correlation with its responses",
+    )
 
     @field_validator("entity")
     @classmethod
     def _each_part_once(cls, entity: Any) -> Any:
-        if isinstance(entity, tuple):
-            if len(entity) < 2:
-                raise PydanticCustomError("empty", "needs two columns, or one without brackets")
-            columns = [p if isinstance(p, str) else p.column for p in entity]
-            repeated = sorted({c for c in columns if columns.count(c) > 1})
-            if repeated:
-                raise PydanticCustomError("repeated", f"column '{repeated[0]}' is listed twice")
+        check_parts(entity)
         return entity
 
     @property
     def key(self) -> str:
         """What the entity is called: the column, or what it is derived from."""
-        return "+".join(map(_part_name, self._parts))
+        return entity_name(self.entity)
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The entity."""
+        return (self.key,)
 
     @property
     def derived(self) -> tuple[str | BinnedColumn, ...] | None:
         """What the entity is derived from, None where a column holds it."""
-        return None if isinstance(self.entity, str) else self._parts
+        return None if isinstance(self.entity, str) else parts_of(self.entity)
 
     @property
-    def _parts(self) -> tuple[str | BinnedColumn, ...]:
-        return self.entity if isinstance(self.entity, tuple) else (self.entity,)
+    def derived_entities(self) -> dict[str, tuple[EntityPart, ...]]:
+        """The same by its name, if it is derived."""
+        return {} if self.derived is None else {self.key: self.derived}
 
     @model_validator(mode="after")
     def _some_may_be_active(self) -> Self:
@@ -267,10 +485,14 @@ class ExternalScores(_Named, Paths):
     )
     missing: Literal["error", "zero"] = Field("error", description="what a row without score is")
 
+    @property
+    def is_fitted(self) -> bool:
+        """Never."""
+        return False
+
     def __init__(self, name: str = "", /, **fields: Any) -> None:
         with config_errors(f"{type(self).__name__}('{name}'): " if name else None):
             super().__init__(**({**fields, "name": name} if name else fields))
 
 
 LinearSpec = FixedEffect | RandomEffect
-CoordinateSpec = Annotated[FixedEffect | RandomEffect | ExternalScores, Field(discriminator="type")]

@@ -13,21 +13,36 @@ from ruamel.yaml import YAML
 
 from gdmix.config.base import Paths, Strict, config_errors, known_as
 from gdmix.config.coordinates import (
+    AUTO,
     NAME,
     BinnedColumn,
     ColumnRoles,
-    CoordinateSpec,
     ExternalScores,
     FeatureBag,
     FixedEffect,
     LinearSpec,
     RandomEffect,
 )
+from gdmix.config.kinds import CoordinateSpec
 from gdmix.config.metrics import DEFAULT_METRICS, Task, parse_metric
+from gdmix.config.tuning import TuneConfig
 from gdmix.config.yaml_files import override, read_yaml
 from gdmix.errors import ConfigError, did_you_mean
 
 ValidateMode = Literal["strict", "drop", "off"]
+_AUTO_PASSES = 10  # each pass after the first is an estimate from the one before
+
+
+def _any_auto(tree: Mapping[str, Any]) -> bool:
+    specs = tree.get("coordinates") or ()
+    values = specs.values() if isinstance(specs, Mapping) else specs
+    weights = (
+        s.get("l2", "auto" if s.get("type") == "factorization" else None)
+        if isinstance(s, Mapping)
+        else getattr(s, "l2", None)
+        for s in values
+    )
+    return any(weight in AUTO for weight in weights if isinstance(weight, str))
 
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(b|[kmgt]b|[kmgt]ib)?", re.IGNORECASE)
 _UNITS = {"b": 1} | {
@@ -44,6 +59,23 @@ def _refuse_limit(value: Any) -> Any:
     )
 
 
+@known_as("prior")
+class Prior(Strict):
+    """An earlier model as a Gaussian prior: incremental training.
+
+    Its coefficients are the means. The precisions come from the Hessians or variances that are
+    saved with it. An entity or a feature that it lacks has the L2 weight alone.
+    """
+
+    model: Path = Field(description="model folder; coordinates are matched by name")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="how much it counts, beside the new rows"
+    )
+    forgetting: float = Field(
+        1.0, gt=0, le=1, description="share that is kept; the rest gives way to the L2 weight"
+    )
+
+
 class ModelConfig(Strict):
     """What is trained and how: everything but where rows come from and results go."""
 
@@ -51,7 +83,9 @@ class ModelConfig(Strict):
     columns: ColumnRoles = ColumnRoles()
     features: dict[str, FeatureBag] = {}
     coordinates: dict[str, CoordinateSpec] = Field(min_length=1)
-    passes: int = Field(1, ge=1, description="rounds over all coordinates, at most")
+    passes: int = Field(
+        1, ge=1, description="rounds over all coordinates, at most; with l2: auto default 10"
+    )
     solver: Literal["descent", "joint"] = Field(
         "descent", description="joint: after the passes, fit all coordinates at once"
     )
@@ -64,10 +98,16 @@ class ModelConfig(Strict):
     select: Literal["last", "best"] = Field(
         "last", description="model after the last step, or the best by the first metric"
     )
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after that many passes that did not better the first metric"
+    )
     metrics: tuple[str, ...] = Field((), description="default: by task")
     validate_mode: ValidateMode = Field("strict", alias="validate")
     initial_model: Path | None = Field(
         None, description="model folder to start from; coordinates are matched by name"
+    )
+    prior: Prior | None = Field(
+        None, description="earlier model whose coefficients are the mean of a Gaussian prior"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of samples of rows")
     threads: int | None = Field(None, ge=1, description="default: all cores of this process")
@@ -151,9 +191,9 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _bags_exist(self) -> Self:
-        for name, spec in self.linear.items():
+        for name, spec in self.coordinates.items():
             columns: dict[str, str] = {}
-            for bag in spec.features:
+            for bag in spec.bags:
                 if bag not in self.features:
                     hint = did_you_mean(bag, self.features)
                     known = ", ".join(self.features) or "none is defined"
@@ -174,21 +214,74 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _entities_have_names_of_their_own(self) -> Self:
-        known: dict[str, RandomEffect] = {}
-        for spec in self.random_effects:
-            other = known.setdefault(spec.key, spec)
-            if other.derived != spec.derived:
-                raise PydanticCustomError(
-                    "entity",
-                    f"coordinates.{spec.name}.entity: '{spec.key}' names another entity in "
-                    f"coordinates.{other.name}; rename the column",
-                )
+        known: dict[str, CoordinateSpec] = {}
+        for spec in self.coordinates.values():
+            for key in spec.key_columns:
+                other = known.setdefault(key, spec)
+                if other.derived_entities.get(key) != spec.derived_entities.get(key):
+                    raise PydanticCustomError(
+                        "entity",
+                        f"coordinates.{spec.name}.entity: '{key}' names another entity in "
+                        f"coordinates.{other.name}; rename the column",
+                    )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _passes_of_auto(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("passes") is None:
+            rest = {key: v for key, v in value.items() if key != "passes"}
+            return {**rest, "passes": _AUTO_PASSES} if _any_auto(value) else rest
+        return value
+
+    @model_validator(mode="after")
+    def _penalties_have_a_solver(self) -> Self:
+        for name, spec in self.fitted_linear.items():
+            kinds = {
+                "l1": spec.l1 > 0,
+                "bounds": bool(getattr(spec, "bounds", None)),
+                "normalization: standardize of a regularized intercept": (
+                    spec.normalization == "standardize" and spec.regularizes_intercept
+                ),
+            }
+            for key, is_set in kinds.items():
+                if is_set and self.solver == "joint":
+                    raise PydanticCustomError(
+                        "penalty",
+                        f"coordinates.{name}: solver 'joint' has no {key}; use more passes instead",
+                    )
+                if is_set and self.prior is not None:
+                    raise PydanticCustomError(
+                        "penalty", f"coordinates.{name}: {key} and prior: choose one"
+                    )
+            if spec.is_auto and self.prior is not None:
+                raise PydanticCustomError(
+                    "penalty",
+                    f"coordinates.{name}: l2 '{spec.l2}' and prior: choose one; "
+                    "use the weight that the earlier run has found",
+                )
+        if self.prior is not None and self.solver == "joint":
+            raise PydanticCustomError("penalty", "prior: solver 'joint' has none; use more passes")
+        if self.prior is not None and self.initial_model is not None:
+            raise PydanticCustomError(
+                "prior", "prior: its model is where training starts; remove initial_model"
+            )
+        return self
+
+    @property
+    def auto(self) -> dict[str, LinearSpec]:
+        """Coordinates whose L2 weights are estimated."""
+        return {name: spec for name, spec in self.fitted_linear.items() if spec.is_auto}
+
+    @property
+    def earlier_model(self) -> Path | None:
+        """The model that training starts from."""
+        return self.initial_model if self.prior is None else self.prior.model
 
     @model_validator(mode="after")
     def _something_is_fitted(self) -> Self:
-        for name, spec in self.linear.items():
-            if spec.locked and self.initial_model is None:
+        for name in self.locked:
+            if self.earlier_model is None:
                 raise PydanticCustomError(
                     "locked",
                     f"coordinates.{name}: locked needs initial_model: the model to keep it from",
@@ -199,6 +292,33 @@ class ModelConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _joint_is_linear(self) -> Self:
+        for name in self.fitted.keys() - self.linear.keys() if self.solver == "joint" else ():
+            raise PydanticCustomError(
+                "solver",
+                f"coordinates.{name}: solver 'joint' fits fixed and random effects only, "
+                f"not type {self.coordinates[name].type}; use more passes instead",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _negatives_can_be_sampled(self) -> Self:
+        for name, spec in self.linear.items():
+            if spec.negative_sampling is None:
+                continue
+            where = f"coordinates.{name}.negative_sampling"
+            if self.task != "logistic_regression":
+                raise PydanticCustomError(
+                    "sampling", f"{where}: is for logistic_regression, not {self.task}"
+                )
+            if self.solver == "joint":
+                raise PydanticCustomError(
+                    "sampling",
+                    f"{where}: solver 'joint' fits all rows at once; use more passes instead",
+                )
+        return self
+
     @property
     def linear(self) -> dict[str, LinearSpec]:
         """Coordinates that have coefficients, in order."""
@@ -206,20 +326,32 @@ class ModelConfig(Strict):
         return {name: s for name, s in specs if isinstance(s, FixedEffect | RandomEffect)}
 
     @property
-    def fitted(self) -> dict[str, LinearSpec]:
+    def fitted(self) -> dict[str, CoordinateSpec]:
         """Coordinates that are fitted, in order."""
-        return {name: spec for name, spec in self.linear.items() if not spec.locked}
+        return {name: spec for name, spec in self.coordinates.items() if spec.is_fitted}
+
+    @property
+    def locked(self) -> dict[str, CoordinateSpec]:
+        """Coordinates that are kept as an earlier model has them, in order."""
+        specs = self.coordinates.items()
+        return {name: spec for name, spec in specs if getattr(spec, "locked", False)}
+
+    @property
+    def fitted_linear(self) -> dict[str, LinearSpec]:
+        """Coordinates that have coefficients and are fitted, in order."""
+        return {name: spec for name, spec in self.linear.items() if spec.is_fitted}
 
     @property
     def used_features(self) -> dict[str, FeatureBag]:
         """Feature bags that some coordinate uses."""
-        used = {bag for spec in self.linear.values() for bag in spec.features}
+        used = {bag for spec in self.coordinates.values() for bag in spec.bags}
         return {name: bag for name, bag in self.features.items() if name in used}
 
     @property
     def entities(self) -> tuple[str, ...]:
-        """Names of the entities of the random effects, each once."""
-        return tuple(dict.fromkeys(spec.key for spec in self.random_effects))
+        """Names of the keys that coordinates need of rows, each once."""
+        specs = self.coordinates.values()
+        return tuple(dict.fromkeys(key for spec in specs for key in spec.key_columns))
 
     @property
     def random_effects(self) -> list[RandomEffect]:
@@ -229,8 +361,8 @@ class ModelConfig(Strict):
     @property
     def derived_entities(self) -> dict[str, tuple[str | BinnedColumn, ...]]:
         """What those of the entities are derived from that no column holds."""
-        specs = self.random_effects
-        return {spec.key: spec.derived for spec in specs if spec.derived is not None}
+        specs = self.coordinates.values()
+        return {key: parts for spec in specs for key, parts in spec.derived_entities.items()}
 
     @property
     def group_columns(self) -> tuple[str, ...]:
@@ -296,7 +428,11 @@ class RunConfig(ModelConfig):
     format: Literal["parquet", "avro"] = Field(
         "parquet", description="of models and scores; avro: as GDMix and Photon ML have them"
     )
+    output_models: Literal["none", "best", "all"] = Field(
+        "best", description="the one that was kept; all: also the one after each pass; none"
+    )
     avro: AvroLayout = Field(AvroLayout(), description="details of `format: avro`")
+    tune: TuneConfig | None = Field(None, description="what `gdmix tune` searches")
 
     @model_validator(mode="after")
     def _external_scores_of_all_rows(self) -> Self:
@@ -313,6 +449,8 @@ class RunConfig(ModelConfig):
     def _best_needs_validation(self) -> Self:
         if self.select == "best" and self.data.validation is None:
             raise PydanticCustomError("select", "select: best needs data.validation")
+        if self.early_stopping is not None and self.data.validation is None:
+            raise PydanticCustomError("select", "early_stopping needs data.validation")
         return self
 
     @staticmethod

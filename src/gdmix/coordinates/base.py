@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.glm.status import FitStatus
-from gdmix.model.mixed_model import LinearModel
+from gdmix.model.base import CoordinateModel
 
 F64 = NDArray[np.float64]
+Model = TypeVar("Model", bound=CoordinateModel)
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,19 @@ class Scores:
         return Scores(train, validation)
 
 
-class Coordinate(Protocol):
-    """One additive part of the model, bound to its rows."""
+class Coordinate(Protocol[Model]):
+    """One additive part of the model, bound to its rows; its models are of one kind."""
 
-    def fit(self, offset: F64, warm_start: LinearModel | None) -> tuple[LinearModel, FitReport]:
+    def fit(self, offset: F64, warm_start: Model | None) -> tuple[Model, FitReport]:
         """Fit to the training rows, given the score that all else adds to each of them."""
 
-    def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
+    def start(self, model: Model) -> tuple[Model, Model | None]:
         """Divide an earlier model into what is fitted here and, if any, what stays as it is."""
 
-    def score(self, model: LinearModel) -> Scores:
+    def score(self, model: Model) -> Scores:
         """Score all rows, active and passive, training and validation."""
 
-    def penalty(self, model: LinearModel) -> float:
+    def penalty(self, model: Model) -> float:
         """Return the penalty term of the objective."""
 
 

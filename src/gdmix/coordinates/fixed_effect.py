@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport, Scores
+from gdmix.coordinates.prior import EarlierModel
+from gdmix.coordinates.regularization import Regularization
+from gdmix.coordinates.uncertainty import (
+    CurvatureKind,
+    check_room_for_matrices,
+    kinds_of,
+    needs_matrices,
+)
+from gdmix.data.active_rows import sample_negatives
 from gdmix.data.dataset import Dataset
-from gdmix.glm.large import SparseMap, fit_large
+from gdmix.glm import cholesky
+from gdmix.glm.large import DenseFactor, SparseMap, fit_large
+from gdmix.glm.newton import Labels
+from gdmix.glm.scoring import score_fixed
+from gdmix.glm.variance import packed_lower
 from gdmix.model.coefficients import FixedCoefficients
-from gdmix.model.mixed_model import LinearModel
+from gdmix.model.linear import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -28,6 +47,12 @@ class FixedEffectCoordinate:
         A loss of `gdmix.glm.losses`.
     threads
         Number of threads.
+    regularization
+        Its penalty.
+    seed
+        Of the sample of rows of response 0.
+    prior
+        An earlier model to start from and to stay near.
     """
 
     def __init__(
@@ -37,32 +62,92 @@ class FixedEffectCoordinate:
         validation: Dataset | None,
         loss: int,
         threads: int,
+        regularization: Regularization,
+        seed: int = 0,
+        prior: EarlierModel | None = None,
     ) -> None:
         self._spec, self._loss, self._threads = spec, loss, threads
-        self._train = train
         self._design = train.design(spec.features)
+        self._sample: NDArray[np.int64] | None = None  # rows it is trained on, if not all
+        self._rows = self._design, train.response, train.weight
+        if spec.negative_sampling is not None:
+            stands = sample_negatives(
+                train.uid, train.response, spec.negative_sampling, seed, spec.name
+            )
+            self._sample = np.flatnonzero(stands)
+            self._rows = (
+                self._design.take(self._sample),
+                train.response[self._sample],
+                train.weight[self._sample] * stands[self._sample],
+            )
         self._validation = None if validation is None else validation.design(spec.features)
-        self._penalty = np.full(self._design.n_columns + 1, spec.l2)
-        self._penalty[0] = spec.l2 if spec.regularize_intercept else 0.0
+        self._prior = prior
+        self._check_room(kinds_of(spec))
+        self.regularization = regularization
+
+    @property
+    def regularization(self) -> Regularization:
+        """Its penalty, by column."""
+        return self._regularization
+
+    @regularization.setter
+    def regularization(self, new: Regularization) -> None:
+        self._regularization = new
+        self._mean: F64 | None = None
+        self._penalty = new.quadratic()
+        if self._prior is not None:
+            self._mean, self._penalty = self._prior.of_fixed(new.weight)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the penalty is an L2 weight per column and nothing else."""
+        return self.regularization.is_linear and self._prior is None
+
+    def reweighted(
+        self, spec: FixedEffect, regularization: Regularization
+    ) -> FixedEffectCoordinate:
+        """Return the coordinate of the same rows, as they are prepared, with another penalty."""
+        other = copy(self)
+        other._spec, other.regularization = spec, regularization
+        return other
 
     def fit(self, offset: F64, warm_start: LinearModel | None) -> tuple[LinearModel, FitReport]:
         """Fit to the training rows."""
-        spec = self._spec
-        fit = fit_large(
-            self._design,
-            self._train.response,
-            self._train.weight,
-            offset,
-            loss=self._loss,
-            penalty=self._penalty,
-            intercept=spec.intercept,
-            tolerance=spec.tolerance,
-            max_iterations=spec.max_iterations,
-            start=None if warm_start is None else warm_start.coefficients.values,
-            threads=self._threads,
-        )
-        model = LinearModel(spec.features, spec.intercept, FixedCoefficients(fit.coefficients))
+        spec, regularization = self._spec, self.regularization
+        start = None if warm_start is None else warm_start.coefficients.values
+        if self._mean is not None:
+            start = None if start is None else start - self._mean
+        rows = *self._rows, self._own_offset(offset)
+        options: dict[str, Any] = {
+            "loss": self._loss,
+            "penalty": self._penalty,
+            "intercept": spec.intercept,
+            "tolerance": spec.tolerance,
+            "max_iterations": spec.max_iterations,
+            "start": start,
+            "threads": self._threads,
+        }
+        if regularization.l1.size or regularization.lower.size:
+            from gdmix.glm.proximal import fit_large_proximal
+
+            fit = fit_large_proximal(
+                *rows,
+                l1=regularization.l1,
+                lower=regularization.lower,
+                upper=regularization.upper,
+                **options,
+            )
+        else:
+            fit = fit_large(*rows, **options)
+        values = fit.coefficients if self._mean is None else fit.coefficients + self._mean
+        model = LinearModel(spec.features, spec.intercept, FixedCoefficients(values))
         return model, FitReport(1, {fit.status: 1}, fit.iterations, fit.gradient_norm)
+
+    def _own_offset(self, offset: F64) -> F64:
+        """Return the offset of the rows it is trained on, a prior's mean scored."""
+        if self._sample is not None:
+            offset = offset[self._sample]
+        return offset if self._mean is None else offset + score_fixed(self._rows[0], self._mean)
 
     def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
         """Take an earlier model as it is."""
@@ -83,9 +168,62 @@ class FixedEffectCoordinate:
 
     def penalty_vector(self) -> F64:
         """Return the L2 weight of each coefficient, (d,)."""
-        return self._penalty
+        return self.regularization.weight
 
     def penalty(self, model: LinearModel) -> float:
         """Return the penalty term of the objective."""
         values = model.coefficients.values
-        return 0.5 * float(values @ (self._penalty * values))
+        if self._mean is None:
+            return self.regularization.term(model.coefficients)
+        return 0.5 * self._penalty.between(values - self._mean, values - self._mean)
+
+    def curvature(
+        self, model: LinearModel, offset: F64, kinds: Collection[CurvatureKind]
+    ) -> tuple[LinearModel, float]:
+        """Return the model with what is asked for, not scaled; and its degrees of freedom.
+
+        Raises
+        ------
+        ConfigError
+            If it would take a matrix that is too large.
+        """
+        design, response, weight = self._rows
+        spec, d = self._spec, self._penalty.weights.size
+        self._check_room(kinds)
+        whole = needs_matrices(kinds)
+        own = SparseMap(design, spec.intercept, self._threads)
+        z = self._own_offset(offset) + score_fixed(design, self._centred(model), self._threads)
+        d1, d2 = memory.empty(z.size), memory.empty(z.size)
+        Labels(response, weight, z, self._loss, self._threads).evaluate(z, d1, d2)
+        if not whole:
+            diagonal = own.hessian_diagonal(d2) + self._penalty.diagonal
+            variances = np.divide(1.0, diagonal, out=np.zeros(d), where=diagonal > 0.0)
+            freedom = float(np.count_nonzero(variances) - self._penalty.diagonal @ variances)
+            return self._with(model, variances, None), freedom
+        hessian = own.hessian(d2) + np.diag(self._penalty.weights)
+        if self._penalty.matrix is not None:
+            hessian += np.tril(self._penalty.matrix)
+        lower = packed_lower(hessian) if "hessian" in kinds else None
+        simple = np.diag(hessian).copy()
+        np.divide(1.0, simple, out=simple, where=simple > 0.0)
+        cholesky.factorize(d, hessian, self._penalty.weights)
+        factor = DenseFactor(hessian)
+        full = factor.inverse_diagonal()
+        variances = full if "full" in kinds else simple
+        freedom = float(np.count_nonzero(full) - self._penalty.weights @ full)
+        if self._penalty.matrix is not None:
+            freedom -= sum(factor.solve(row)[j] for j, row in enumerate(self._penalty.matrix))
+        return self._with(model, variances, lower), freedom
+
+    def _check_room(self, kinds: Collection[CurvatureKind]) -> None:
+        d = 1 + self._design.n_columns
+        if needs_matrices(kinds):
+            check_room_for_matrices(self._spec.name, d, d * d, kinds)
+
+    def _centred(self, model: LinearModel) -> F64:
+        values = model.coefficients.values
+        return values if self._mean is None else values - self._mean
+
+    def _with(self, model: LinearModel, variances: F64, hessian: F64 | None) -> LinearModel:
+        coefficients = FixedCoefficients(model.coefficients.values, variances, hessian)
+        return replace(model, coefficients=coefficients)

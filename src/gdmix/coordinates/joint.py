@@ -8,25 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gdmix.coordinates.base import FitReport
+from gdmix.coordinates.base import Coordinate, FitReport
+from gdmix.coordinates.regularization import Regularization
+from gdmix.coordinates.uncertainty import UncertainCoordinate
 from gdmix.glm.joint import JointMap, PreconditionedMap
 from gdmix.glm.newton import Labels, minimize
-from gdmix.model.mixed_model import LinearModel
+from gdmix.glm.penalty import QuadraticPenalty
+from gdmix.model.linear import LinearModel
 
 F64 = NDArray[np.float64]
 
 
 @runtime_checkable
-class LinearCoordinate(Protocol):
+class LinearCoordinate(UncertainCoordinate, Protocol):
     """A coordinate whose scores are linear in its d coefficients."""
 
     def linear_map(self) -> PreconditionedMap:
         """Return the design of the training rows."""
+
+    regularization: Regularization
+    is_plain: bool
+    """Whether the penalty is an L2 weight per column and nothing else."""
+
+    def reweighted(self, spec: Any, regularization: Regularization) -> Coordinate[LinearModel]:
+        """Return the coordinate of the same rows with another penalty."""
 
     def penalty_vector(self) -> F64:
         """Return the L2 weight of each coefficient, (d,)."""
@@ -59,7 +69,7 @@ def fit_jointly(
     minimum = minimize(
         design,
         labels,
-        np.concatenate([c.penalty_vector() for c in coordinates.values()]),
+        QuadraticPenalty(np.concatenate([c.penalty_vector() for c in coordinates.values()])),
         intercept=False,
         tolerance=tolerance,
         max_iterations=max_iterations,

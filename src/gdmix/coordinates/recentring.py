@@ -17,49 +17,22 @@ feature stays where it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.glm.columns import column_totals, shift_columns
-from gdmix.glm.objective import dot
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
-from gdmix.model.mixed_model import LinearModel
+from gdmix.model.linear import LinearModel
 
 F64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Penalty:
-    """L2 weights of a coordinate's slopes and of its intercept."""
-
-    l2: float
-    intercept_l2: float
-
-    def of_columns(self, n: int) -> F64:
-        """Return one weight per column, (n,), the intercept first."""
-        weights = np.full(n, self.l2)
-        weights[0] = self.intercept_l2
-        return weights
-
-    def term(self, model: LinearModel) -> float:
-        """Return the penalty term of the objective."""
-        coefficients = model.coefficients
-        values = coefficients.values
-        if isinstance(coefficients, FixedCoefficients):
-            intercepts = values[:1]
-        else:
-            intercepts = values[coefficients.columns == 0]
-        of_intercepts = dot(intercepts.size, intercepts, intercepts)
-        of_slopes = dot(values.size, values, values) - of_intercepts
-        return 0.5 * (self.l2 * of_slopes + self.intercept_l2 * of_intercepts)
-
-
 def recentre(
     models: Mapping[str, LinearModel],
-    penalties: Mapping[str, Penalty],
+    weights: Mapping[str, F64],
     bag_sizes: Mapping[str, int],
     uncovered: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> dict[str, LinearModel]:
@@ -69,8 +42,8 @@ def recentre(
     ----------
     models
         The current model of each coordinate, in order.
-    penalties
-        Of the coordinates that may be changed.
+    weights
+        (columns,) L2 weight per column, of the coordinates that may be changed.
     bag_sizes
         Number of features of each bag.
     uncovered
@@ -83,7 +56,7 @@ def recentre(
         The same models, those that changed replaced: training scores add up as before.
     """
     result = dict(models)
-    changeable = [name for name in models if name in penalties]
+    changeable = [name for name in models if name in weights]
     fixed = [n for n in changeable if isinstance(models[n].coefficients, FixedCoefficients)]
     for name in changeable:
         if name in fixed:
@@ -98,8 +71,8 @@ def recentre(
                     result[target],
                     own,
                     theirs,
-                    penalties[name],
-                    penalties[target],
+                    weights[name],
+                    weights[target],
                     (uncovered or {}).get(name),
                 )
     return result
@@ -137,8 +110,8 @@ def _move(
     fixed: LinearModel,
     own: NDArray[np.int64],
     theirs: NDArray[np.int64],
-    random_penalty: Penalty,
-    fixed_penalty: Penalty,
+    random_weight: F64,
+    fixed_weight: F64,
     uncovered: NDArray[np.bool_] | None,
 ) -> tuple[LinearModel, LinearModel]:
     coefficients, target = random.coefficients, fixed.coefficients
@@ -150,8 +123,7 @@ def _move(
     totals, counts = np.zeros(width), np.zeros(width, np.int64)
     column_totals(coefficients.columns, coefficients.values, totals, counts)
     totals, counts = totals[own], counts[own]
-    weight = random_penalty.of_columns(width)[own]
-    fixed_weight = fixed_penalty.of_columns(target.values.size)[theirs]
+    weight, fixed_weight = random_weight[own], fixed_weight[theirs]
     curvature = fixed_weight + weight * counts
     pull = weight * totals - fixed_weight * target.values[theirs]
     # Without a penalty on the entities' side the shift would empty the fixed effect.

@@ -2,7 +2,7 @@
 
 An entity with too few rows has no model. Of one with too many a sample is active: those whose
 draw, a hash of seed and uid, is smallest. It is the same sample whatever the order of rows, the
-threads and the memory limit.
+threads and the memory limit. So is the sample of the rows of response 0, before that.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.data.entity_blocks import rows_in_memory
-from gdmix.data.keys import mix, renumbered
+from gdmix.data.keys import hash_texts, renumbered
 from gdmix.glm.compiled import kernel
+from gdmix.glm.random_bits import mix
 from gdmix.glm.row_order import order_rows
 
 F64 = NDArray[np.float64]
@@ -68,8 +70,33 @@ class ActiveRows:
     weight: F64
 
 
+def sample_negatives(uid: I64, response: F64, share: float, seed: int, name: str) -> F64:
+    """Return (n,) for how many rows each row stands, where only some of response 0 are kept.
+
+    A row of another response stands for itself, one of response 0 for 1 / share, or for 0 if it
+    is left out: the sum over rows is right on average. It depends on nothing but these arguments.
+
+    Parameters
+    ----------
+    share
+        Of the rows of response 0, on average.
+    name
+        Of the coordinate: another one has another sample.
+    """
+    stands = memory.empty(uid.size)
+    salt = hash_texts(pa.array([f"negatives of {name}"], pa.large_string()))[0]
+    _draw(uid, np.uint64(seed) ^ salt, stands)
+    _thin_negatives(response, share, stands)
+    return stands
+
+
 def choose_rows(
-    entity: I32, n_entities: int, uid: I64, weight: F64, limits: RowLimits
+    entity: I32,
+    n_entities: int,
+    uid: I64,
+    weight: F64,
+    limits: RowLimits,
+    stands: F64 | None = None,
 ) -> ActiveRows:
     """Choose the entities that have a model and the rows that train it.
 
@@ -77,7 +104,26 @@ def choose_rows(
     ----------
     entity
         (n,) number of each row's entity, -1 where it has none.
+    stands
+        (n,) from `sample_negatives`. Rows that stand for none are passive; the limits are those
+        of the others.
     """
+    if stands is None:
+        return _choose(entity, n_entities, uid, weight, limits)
+    sampled: I32 = memory.copy(entity)
+    sampled[stands == 0.0] = -1
+    new_weight = memory.copy(weight)
+    new_weight *= stands
+    chosen = _choose(sampled, n_entities, uid, new_weight, limits)
+    has_model = np.zeros(n_entities, np.bool_)
+    has_model[chosen.entities] = True
+    model = renumbered(entity, _numbers(has_model))
+    passive: I32 = memory.copy(model)
+    passive[chosen.active >= 0] = -1
+    return ActiveRows(chosen.entities, chosen.active, passive, chosen.weight)
+
+
+def _choose(entity: I32, n_entities: int, uid: I64, weight: F64, limits: RowLimits) -> ActiveRows:
     counts = memory.zeros(n_entities, np.int64)
     _count_rows(entity, counts)
     has_model = counts >= limits.least
@@ -128,11 +174,21 @@ def _draw(uid: I64, seed: np.uint64, draws: F64) -> None:
 
 
 @kernel
+def _thin_negatives(response: F64, share: float, draws: F64) -> None:
+    """Replace draws by the rows each row stands for."""
+    for i in range(draws.size):
+        if response[i] != 0.0:
+            draws[i] = 1.0
+        else:
+            draws[i] = 1.0 / share if draws[i] < share else 0.0
+
+
+@kernel
 def _keep_smallest(row_ptr: I64, most: int, draws: F64) -> None:
     """Replace each entity's draws: the smallest by the rows each stands for, others by 0."""
     for e in range(row_ptr.size - 1):
         own = draws[row_ptr[e] : row_ptr[e + 1]]
-        last = _kth_smallest(own.copy(), most - 1)
+        last = kth_smallest(own.copy(), most - 1)
         kept = 0
         for k in range(own.size):
             # Distinct uids have distinct draws, but for a coincidence in 53 bits.
@@ -144,7 +200,7 @@ def _keep_smallest(row_ptr: I64, most: int, draws: F64) -> None:
 
 
 @kernel
-def _kth_smallest(a: F64, k: int) -> float:
+def kth_smallest(a: F64, k: int) -> float:
     """Return the number that k others are below, k < n (Hoare 1961, FIND); reorders `a`."""
     low, high = 0, a.size - 1
     while low < high:

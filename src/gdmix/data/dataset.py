@@ -15,7 +15,8 @@ from gdmix.config import Task, ValidateMode
 from gdmix.data.dense_rows import DenseStack
 from gdmix.data.derived_keys import derive_keys, part_kinds
 from gdmix.data.design import EncodedBag, encode_bag, is_dense_bag
-from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
+from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder, HashedIndex
+from gdmix.data.feature_selection import check_selectable, select_features
 from gdmix.data.keys import Keys, KeysBuilder, as_int64, as_keys, key_type, not_a_key
 from gdmix.data.read import RowSource, Source, open_rows
 from gdmix.data.schema import RowSchema
@@ -88,18 +89,31 @@ def load_training(
     mode: ValidateMode,
     label: str = "training data",
     threads: int = 1,
+    always: Mapping[str, FeatureIndex] | None = None,
 ) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
     """Read training rows and build the feature index of every bag from them.
 
+    Parameters
+    ----------
+    always
+        By bag, features that are not to be left out for being rare or of little correlation.
+
     Raises
     ------
+    ConfigError
+        If features of a bag are to be selected that can't be.
     DataError
         With every finding of `gdmix.data.validate`.
     """
     rows = _Rows(open_rows(source, label), schema)
+    types = {field.name: field.type for field in rows.schema}
+    for bag, spec in schema.bags.items():
+        check_selectable(bag, spec, types)
     dataset, indices = _Reader(rows, schema, task, mode, threads).read(None)
+    dataset, indices = _selected(dataset, indices, schema, always or {}, threads)
     for bag, index in indices.items():
-        log.info("%s: bag '%s' has %s features", rows.label, bag, f"{len(index):,}")
+        what = "is hashed into %s columns" if isinstance(index, HashedIndex) else "has %s features"
+        log.info(f"%s: bag '%s' {what}", rows.label, bag, f"{len(index):,}")
     return dataset, indices
 
 
@@ -121,6 +135,31 @@ def load_rows(
     """
     rows = _Rows(open_rows(source, label), schema)
     return _Reader(rows, schema, task, mode, threads).read(indices)[0]
+
+
+def _selected(
+    rows: Dataset,
+    indices: Mapping[str, FeatureIndex],
+    schema: RowSchema,
+    always: Mapping[str, FeatureIndex],
+    threads: int,
+) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
+    """Leave out the features that their bags say."""
+    bags, indices = dict(rows.bags), dict(indices)
+    for bag, spec in schema.bags.items():
+        if spec.is_selected:
+            chosen = select_features(
+                f"{rows.label}: bag '{bag}'",
+                spec,
+                indices[bag],
+                bags[bag],
+                rows.response,
+                rows.weight,
+                always.get(bag),
+                threads,
+            )
+            bags[bag], indices[bag] = chosen.design, chosen.index
+    return replace(rows, bags=bags), indices
 
 
 class _Rows:
@@ -273,7 +312,9 @@ class _Reader:
         for bag, count in unknown.items():
             if count:
                 text = "ignored %s values of features that are not in the feature index"
-                log.warning(f"%s: bag '%s': {text}", name, bag, f"{count:,}")
+                # Where training left features out, that is no surprise.
+                level = logging.INFO if schema.bags[bag].is_selected else logging.WARNING
+                log.log(level, f"%s: bag '%s': {text}", name, bag, f"{count:,}")
         columns = {
             role: roles[role].finish() if role in roles else memory.full(n, default)
             for role, default in _DEFAULTS.items()

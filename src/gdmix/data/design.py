@@ -3,7 +3,9 @@
 The rules, for every form of a bag: a null is an absent feature, a value of zero is not
 stored, a feature that is not in the index is left out and counted, a feature that stands twice
 in a row is summed, a value that is not finite is left out (both are reported: `validate` makes
-them an error). The intercept has no column here: solvers and scorers add it as coefficient 0.
+them an error). In a hashed bag, features of a row that share a column are summed, and one that
+stands twice can't be told from these. The intercept has no column here: solvers and scorers add
+it as coefficient 0.
 """
 
 from __future__ import annotations
@@ -76,8 +78,10 @@ class _Entries:
 
 
 def is_dense_bag(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> bool:
-    """Whether a bag is made of fixed-size lists alone: its matrix is then dense."""
-    return all(source.kind == "dense" for source in bag_sources(bag, types))
+    """Whether a bag is made of fixed-size lists alone, not hashed: its matrix is then dense."""
+    return bag.hash_buckets is None and all(
+        source.kind == "dense" for source in bag_sources(bag, types)
+    )
 
 
 def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
@@ -94,7 +98,7 @@ def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> E
         return EncodedBag(_dense_matrix(batch.num_rows, entries, len(index)), problems, unknown)
     matrix, repeated = _assemble(batch.num_rows, entries, len(index))
     twice = np.flatnonzero(repeated >= 0)
-    if twice.size:
+    if twice.size and bag.hash_buckets is None:
         column = ", ".join(s.column for s in sources if s.kind in ("multi_hot", "ntv", "indexed"))
         first = int(repeated[twice[0]])
         name, term = index.names[first].as_py(), index.terms[first].as_py()
@@ -151,7 +155,7 @@ def _dense_entries(
 ) -> _Entries:
     present = _present(column) > 0
     size, trained = column.type.list_size, index.count(source.feature)
-    if size != trained:
+    if trained is not None and size != trained:
         what = f"a list of {size} numbers, where training had {trained}"
         problems.append(RowProblem(source.column, what, np.flatnonzero(present)))
     columns = index.lookup(source.feature, pa.array([str(i) for i in range(size)], pa.string()))
@@ -267,7 +271,9 @@ def _assemble(n: int, sources: list[_Entries], n_columns: int) -> tuple[CsrMatri
     for entries, start in zip(sources, starts, strict=True):
         _store(start, entries.columns, entries.values, cursor, indices, values)
     repeated = np.full(n, -1)
-    kept = _sum_duplicates(indptr, indices, values, np.full(n_columns, -1), repeated)
+    bits = max(int(2 * counts.max(initial=0)).bit_length(), 1)
+    last_seen = np.full(1 << bits, -1)
+    kept = _sum_duplicates(indptr, indices, values, last_seen, 64 - bits, repeated)
     return CsrMatrix(indptr, indices[:kept], values[:kept], n_columns), repeated
 
 
@@ -304,13 +310,15 @@ def _sum_duplicates(
     indices: NDArray[np.uint32],
     values: NDArray[np.float32],
     last_seen: I64,
+    shift: int,
     repeated: I64,
 ) -> int:
     """Sum a row's repeated columns in place; note one of them; return the new length.
 
-    `last_seen[j]` is where column j was last stored: at or after the row's start, it is a
-    repetition.
+    `last_seen` is a hash table of where columns were last stored, larger than any row: what is
+    before the row's start is an empty slot.
     """
+    mask = np.uint64(last_seen.size - 1)
     kept = 0
     start = indptr[0]
     for i in range(indptr.size - 1):
@@ -318,11 +326,15 @@ def _sum_duplicates(
         row_start = kept
         for q in range(start, stop):
             j = indices[q]
-            if last_seen[j] >= row_start:
-                values[last_seen[j]] += values[q]
+            # Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4).
+            slot = (np.uint64(j) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift)
+            while last_seen[slot] >= row_start and indices[last_seen[slot]] != j:
+                slot = (slot + np.uint64(1)) & mask
+            if last_seen[slot] >= row_start:
+                values[last_seen[slot]] += values[q]
                 repeated[i] = j
             else:
-                last_seen[j] = kept
+                last_seen[slot] = kept
                 indices[kept] = j
                 values[kept] = values[q]
                 kept += 1

@@ -7,7 +7,7 @@ model whatever the order of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,6 +197,37 @@ def group_passive(
     return GroupedRows(block, rows, layout.columns), missing
 
 
+def with_columns(
+    rows: GroupedRows, indptr: I64, columns: NDArray[np.uint32], chosen: I64
+) -> GroupedRows:
+    """Give entities columns that their rows need not have: those that other models have.
+
+    Parameters
+    ----------
+    indptr, columns
+        Ragged: the columns of the other models, ascending.
+    chosen
+        (E,) the other model of each entity; -1 where there is none.
+    """
+    block = rows.block
+    if block.is_dense:
+        return rows
+    sizes = memory.empty(block.n_entities, np.int64)
+    nothing = np.empty(0, np.uint32)
+    arguments = block.coefficient_ptr, rows.columns, indptr, columns, chosen
+    _merge_columns(*arguments, sizes, nothing, nothing)  # the first time it counts
+    merged_ptr = memory.pointers(sizes)
+    merged = memory.empty(int(merged_ptr[-1]), np.uint32)
+    numbers = memory.empty(rows.columns.size, np.uint32)
+    _merge_columns(*arguments, merged_ptr, merged, numbers)
+    indices = memory.empty(block.indices.size, np.uint32)
+    _renumber_rows(
+        block.row_ptr, block.coefficient_ptr, block.indptr, block.indices, numbers, indices
+    )
+    wider = replace(block, coefficient_ptr=merged_ptr, indices=indices)
+    return GroupedRows(wider, rows.rows, merged)
+
+
 def columns_of_rows(design: CsrMatrix, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return (columns,) the coordinate columns, intercept first, that some chosen row has."""
     found = np.zeros(design.n_columns + 1, np.bool_)
@@ -363,3 +394,61 @@ def _shell_sort(a: NDArray[np.uint32]) -> None:
                 j -= gap
             a[j] = value
         gap = 0 if gap == 1 else max(1, gap * 4 // 9)
+
+
+@kernel
+def _merge_columns(
+    coefficient_ptr: I64,
+    own_columns: NDArray[np.uint32],
+    indptr: I64,
+    other_columns: NDArray[np.uint32],
+    chosen: I64,
+    target: I64,
+    merged: NDArray[np.uint32],
+    numbers: NDArray[np.uint32],
+) -> None:
+    """Merge two ascending lists of columns per entity.
+
+    Parameters
+    ----------
+    target
+        Without room in `merged` filled with the sizes, else where each entity's list begins.
+    numbers
+        Filled with the place of each own column in the merged list.
+    """
+    for e in range(chosen.size):
+        a, a_end = coefficient_ptr[e], coefficient_ptr[e + 1]
+        b, b_end = 0, 0
+        if chosen[e] >= 0:
+            b, b_end = indptr[chosen[e]], indptr[chosen[e] + 1]
+        size = 0
+        while a < a_end or b < b_end:
+            from_own = b >= b_end or (a < a_end and own_columns[a] <= other_columns[b])
+            column = own_columns[a] if from_own else other_columns[b]
+            if merged.size > 0:
+                merged[target[e] + size] = column
+                if from_own:
+                    numbers[a] = size
+            if b < b_end and other_columns[b] == column:
+                b += 1
+            if from_own:
+                a += 1
+            size += 1
+        if merged.size == 0:
+            target[e] = size
+
+
+@kernel
+def _renumber_rows(
+    row_ptr: I64,
+    coefficient_ptr: I64,
+    indptr: I64,
+    indices: NDArray[np.uint32],
+    numbers: NDArray[np.uint32],
+    renumbered: NDArray[np.uint32],
+) -> None:
+    """Write local columns under new numbers: column j is the entity's coefficient 1 + j."""
+    for e in range(row_ptr.size - 1):
+        own = numbers[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        for q in range(indptr[row_ptr[e]], indptr[row_ptr[e + 1]]):
+            renumbered[q] = own[indices[q] + np.uint32(1)] - np.uint32(1)

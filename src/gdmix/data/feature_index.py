@@ -3,14 +3,17 @@
 A feature is a pair (name, term): a numeric column ``age`` is ("age", ""), the value F of a
 string column ``gender`` is ("gender", "F"), entry 3 of a dense column ``embedding`` is
 ("embedding", "3"). The index is built from training rows, frozen, and saved with the model;
-a feature that is not in it is ignored when scoring, and counted.
+a feature that is not in it is ignored when scoring, and counted. A bag of more features than
+an index can hold has columns numbered by a hash of the feature instead (`HashedIndex`).
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +21,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gdmix.config import FeatureBag
-from gdmix.data.keys import KeyTable
+from gdmix.data.keys import KeyTable, hash_texts
 from gdmix.data.schema import BagSource, bag_sources
-from gdmix.errors import DataError, did_you_mean
+from gdmix.errors import DataError, ModelError, did_you_mean
 
 INTERCEPT_NAME = "(INTERCEPT)"
+HASH_NAME = "(HASH)"  # of a column that a hash has chosen; its number is the term
 _SEPARATOR = "\x01"  # between name and term in a key: never part of a feature's name
 
 
@@ -36,10 +40,20 @@ class FeatureIndex:
     """
 
     def __init__(self, names: Iterable[str] | pa.Array, terms: Iterable[str] | pa.Array) -> None:
-        self.names = _text_array(names)
-        self.terms = _text_array(terms)
+        self._names = _text_array(names)
+        self._terms = _text_array(terms)
         self._by_name: dict[str, tuple[KeyTable, NDArray[np.int64]]] = {}
         self._pairs: KeyTable | None = None
+
+    @property
+    def names(self) -> pa.Array:
+        """Name of each column's feature."""
+        return self._names
+
+    @property
+    def terms(self) -> pa.Array:
+        """Term of each column's feature."""
+        return self._terms
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,6 +61,7 @@ class FeatureIndex:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, FeatureIndex)
+            and not isinstance(other, HashedIndex)
             and self.names.equals(other.names)
             and self.terms.equals(other.terms)
         )
@@ -57,8 +72,8 @@ class FeatureIndex:
         """Return the column number of one feature, -1 if it is not in the index."""
         return int(self.lookup(name, pa.array([term], pa.large_string()))[0])
 
-    def count(self, name: str) -> int:
-        """Return the number of features of one name."""
+    def count(self, name: str) -> int | None:
+        """Return the number of features of one name; None where that is not known."""
         return self._of_name(name)[1].size
 
     def lookup(self, name: str, terms: pa.Array) -> NDArray[np.int64]:
@@ -78,9 +93,40 @@ class FeatureIndex:
             self._pairs = _table_of(join_keys(self.names, self.terms))
         return self._pairs.find(join_keys(names, terms)).astype(np.int64)
 
+    def find(self, names: pa.Array, terms: pa.Array) -> NDArray[np.int64]:
+        """Return the column numbers of features as a model names them; -1 where unknown."""
+        return self.lookup_pairs(names, terms)
+
+    def columns_in(self, other: FeatureIndex) -> NDArray[np.int64]:
+        """Return the column number in another index of each of these features; -1 of none.
+
+        Raises
+        ------
+        ModelError
+            If one of them numbers features by a hash, and the other does not, or otherwise.
+        """
+        if isinstance(other, HashedIndex):
+            raise ModelError("features are hashed on one side only, so that none can be matched")
+        return other.find(self.names, self.terms)
+
+    def features(self, columns: NDArray[np.integer[Any]]) -> tuple[pa.Array, pa.Array]:
+        """Return names and terms of some columns, in the given order."""
+        chosen = pa.array(columns)
+        return self.names.take(chosen), self.terms.take(chosen)
+
+    def take(self, columns: NDArray[np.integer[Any]]) -> FeatureIndex:
+        """Return the index of some of the features, in the given order."""
+        return FeatureIndex(*self.features(columns))
+
     def extended(self, other: FeatureIndex) -> FeatureIndex:
-        """Return this index, at its end the features that only another one has."""
-        unknown = pa.array(np.flatnonzero(self.lookup_pairs(other.names, other.terms) < 0))
+        """Return this index, at its end the features that only another one has.
+
+        Raises
+        ------
+        ModelError
+            As `columns_in` does.
+        """
+        unknown = pa.array(np.flatnonzero(other.columns_in(self) < 0))
         return FeatureIndex(
             pa.concat_arrays([self.names, other.names.take(unknown)]),
             pa.concat_arrays([self.terms, other.terms.take(unknown)]),
@@ -125,6 +171,96 @@ class FeatureIndex:
         return FeatureIndex([name for name, _ in seen], [term for _, term in seen])
 
 
+class HashedIndex(FeatureIndex):
+    """Features whose column is a hash of name and term: there is no table, and none is unknown.
+
+    Features that share a column share a coefficient. The columns' own names are (HASH) with
+    their numbers as terms: what they stand for is not kept. Nothing as long as the columns is
+    made until these names are asked for.
+
+    Parameters
+    ----------
+    buckets
+        Number of columns.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        self._buckets = buckets
+
+    @cached_property
+    def names(self) -> pa.Array:
+        """(HASH) for each column."""
+        return self.features(np.arange(self._buckets))[0]
+
+    @cached_property
+    def terms(self) -> pa.Array:
+        """The columns' numbers as text."""
+        return self.features(np.arange(self._buckets))[1]
+
+    def __len__(self) -> int:
+        return self._buckets
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HashedIndex) and self._buckets == other._buckets
+
+    __hash__ = None
+
+    def count(self, name: str) -> None:
+        """Return None: any number of features may have the name."""
+        return
+
+    def lookup(self, name: str, terms: pa.Array) -> NDArray[np.int64]:
+        """Return the column numbers of features of one name; -1 where the term is null."""
+        terms = terms.cast(pa.large_string())
+        separator = pa.scalar(_SEPARATOR, pa.large_string())
+        name_ = pa.scalar(name, pa.large_string())
+        return self._columns(pc.binary_join_element_wise(name_, terms, separator))
+
+    def lookup_pairs(self, names: pa.Array, terms: pa.Array) -> NDArray[np.int64]:
+        """Return the column numbers of (name, term) pairs; -1 where the name is null."""
+        return self._columns(join_keys(names, terms))
+
+    def _columns(self, keys: pa.Array) -> NDArray[np.int64]:
+        columns = (hash_texts(keys) % np.uint64(self._buckets)).astype(np.int64)
+        columns[keys.is_null().to_numpy(zero_copy_only=False)] = -1
+        return columns
+
+    def features(self, columns: NDArray[np.integer[Any]]) -> tuple[pa.Array, pa.Array]:
+        """Return (HASH) and their numbers for some columns, without a table of all."""
+        name = pa.scalar(HASH_NAME, pa.large_string())
+        return pa.repeat(name, columns.size), pa.array(columns).cast(pa.large_string())
+
+    def find(self, names: pa.Array, terms: pa.Array) -> NDArray[np.int64]:
+        """Return the numbers of columns by their own names; -1 of any other feature."""
+        columns = np.full(len(names), -1, np.int64)
+        own = pc.and_(pc.equal(names, HASH_NAME), pc.match_substring_regex(terms, "^[0-9]{1,10}$"))
+        own = pc.fill_null(own, False)
+        numbers = terms.filter(own).cast(pa.int64()).to_numpy()
+        columns[own.to_numpy(zero_copy_only=False)] = np.where(numbers < self._buckets, numbers, -1)
+        return columns
+
+    def columns_in(self, other: FeatureIndex) -> NDArray[np.int64]:
+        """Return the columns' own numbers.
+
+        Raises
+        ------
+        ModelError
+            If the other index does not hash into as many columns.
+        """
+        if self != other:
+            how = f"into {len(other):,}" if isinstance(other, HashedIndex) else "not"
+            raise ModelError(
+                f"features are hashed into {len(self):,} columns on one side, {how} on the other, "
+                "so that none can be matched"
+            )
+        return np.arange(self._buckets)
+
+    def extended(self, other: FeatureIndex) -> FeatureIndex:
+        """Return this index, which knows all features."""
+        other.columns_in(self)
+        return self
+
+
 class FeatureIndexBuilder:
     """Collects the features of a bag from record batches.
 
@@ -141,7 +277,7 @@ class FeatureIndexBuilder:
     @property
     def needs_rows(self) -> bool:
         """Whether the features are not known from the columns' types alone."""
-        known = self._bag.feature_list is not None
+        known = self._bag.feature_list is not None or self._bag.hash_buckets is not None
         return not known and any(s.kind not in ("numeric", "dense") for s in self._sources)
 
     def update(self, batch: pa.RecordBatch) -> None:
@@ -165,6 +301,8 @@ class FeatureIndexBuilder:
         """Return the index of all features seen."""
         if self._bag.feature_list is not None:
             return FeatureIndex.from_feature_list(self._bag.feature_list)
+        if self._bag.hash_buckets is not None:
+            return HashedIndex(self._bag.hash_buckets)
         found = [self._features(source) for source in self._sources]
         names = pa.concat_arrays([_text_array(name) for name, _ in found])
         terms = pa.concat_arrays([_text_array(term) for _, term in found])
@@ -185,6 +323,23 @@ class FeatureIndexBuilder:
         if source.kind == "ntv":
             return split_keys(found)
         return pa.repeat(source.feature, len(found)), found
+
+
+def features_of(
+    indices: Sequence[FeatureIndex], columns: NDArray[np.uint32]
+) -> tuple[pa.Array, pa.Array]:
+    """Return names and terms of some columns of indices side by side, after the intercept's 0."""
+    intercept = pa.array([INTERCEPT_NAME], pa.large_string()), pa.array([""], pa.large_string())
+    ends = np.cumsum([1, *map(len, indices)])
+    owner = np.searchsorted(ends, columns, side="right")  # 0: the intercept
+    order = np.argsort(owner, kind="stable")
+    parts = [FeatureIndex(*intercept).features(columns[owner == 0])]
+    for k, index in enumerate(indices):
+        parts.append(index.features(columns[owner == k + 1] - np.uint32(ends[k])))
+    place = np.empty(order.size, np.int64)
+    place[order] = np.arange(order.size)
+    names, terms = (pa.concat_arrays(arrays) for arrays in zip(*parts, strict=True))
+    return names.take(pa.array(place)), terms.take(pa.array(place))
 
 
 def as_terms(column: pa.Array) -> pa.Array:

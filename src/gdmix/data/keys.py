@@ -18,6 +18,7 @@ from gdmix import memory
 from gdmix.data.schema import KEY_HINT, is_key
 from gdmix.errors import DataError
 from gdmix.glm.compiled import kernel
+from gdmix.glm.random_bits import mix
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -183,6 +184,23 @@ def _at_least(array: NDArray[Any], size: int) -> NDArray[Any]:
     return grown
 
 
+def hash_texts(keys: pa.Array) -> NDArray[np.uint64]:
+    """Return a hash of each string's bytes, of a null that of the empty one.
+
+    It is the same on every machine and in every version: columns of saved models, and samples,
+    depend on it.
+
+    Parameters
+    ----------
+    keys
+        (n,) large_string.
+    """
+    hashes = np.empty(len(keys), np.uint64)
+    if hashes.size:
+        _hash_texts(*_text_of(keys), hashes)
+    return hashes
+
+
 def renumbered(codes: I32, numbers: I32) -> I32:
     """Return the new number of each code, (n,); of a negative code, -1."""
     result: I32 = memory.empty(codes.size, np.int32)
@@ -274,20 +292,18 @@ def _renumber(rank: I32, codes: I32) -> None:
 
 
 @kernel
-def mix(h: np.uint64) -> np.uint64:
-    """Mix all bits of a number into all of the result (Steele et al. 2014, SplitMix64)."""
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return h ^ (h >> np.uint64(31))
-
-
-@kernel
 def _hash_text(text: NDArray[np.uint8], first: int, last: int) -> np.uint64:
     """Hash a string (Fowler, Noll and Vo, FNV-1a), and mix what comes of it."""
     h = np.uint64(0xCBF29CE484222325)
     for q in range(np.uint64(first), np.uint64(last)):
         h = (h ^ np.uint64(text[q])) * np.uint64(0x100000001B3)
     return mix(h)
+
+
+@kernel
+def _hash_texts(ends: I64, text: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> None:
+    for i in range(hashes.size):
+        hashes[i] = _hash_text(text, ends[i], ends[i + 1])
 
 
 @kernel

@@ -204,6 +204,14 @@ def prepare(directory: Path, *, source: Path | None = None) -> MovieLensFiles:
     return MovieLensFiles(files.train, files.validation, len(train), len(validation))
 
 
+_CONFIGURATIONS = (
+    "movielens.yaml",
+    "movielens_gdmix.yaml",
+    "movielens_tune.yaml",
+    "movielens_lightgbm.yaml",
+)
+
+
 def write_configurations(directory: Path) -> list[Path]:
     """Write the example's YAML files, with the paths of the rows in `directory`.
 
@@ -213,7 +221,7 @@ def write_configurations(directory: Path) -> list[Path]:
         If `directory` cannot be written.
     """
     written = []
-    for name in ("movielens.yaml", "movielens_gdmix.yaml"):
+    for name in _CONFIGURATIONS:
         text = (resources.files("gdmix") / "examples" / name).read_text(encoding="utf-8")
         with atomic_file(directory / name) as temporary:
             temporary.write_text(text.replace("movielens/", f"{directory}/"), encoding="utf-8")

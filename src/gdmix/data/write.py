@@ -56,11 +56,12 @@ def write_tables(tables: Iterator[pa.Table], path: Path) -> None:
                 writer.write_table(table)
 
 
-def link_file(source: Path, path: Path) -> bool:
-    """Give a file a second name; return whether the system could."""
+def link_files(source: Path, folder: Path) -> bool:
+    """Give all files of a folder second names in another; return whether the system could."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.link(source, path)
+        for file in source.iterdir():
+            folder.mkdir(parents=True, exist_ok=True)
+            os.link(file, folder / file.name)
     except OSError:
         return False
     return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,33 +15,46 @@ from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix._version import __version__
-from gdmix.config import JOINT, AvroLayout, ExternalScores, FixedEffect, ModelConfig
-from gdmix.coordinates.base import FitReport, Scores
+from gdmix.config import (
+    JOINT,
+    AvroLayout,
+    CustomEffect,
+    ExternalScores,
+    Factorization,
+    FixedEffect,
+    ModelConfig,
+    RandomEffect,
+)
+from gdmix.coordinates.base import Coordinate, FitReport, Scores
+from gdmix.coordinates.custom_effect import CustomEffectCoordinate
+from gdmix.coordinates.estimators import estimators
+from gdmix.coordinates.factorization import FactorizationCoordinate
 from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
-from gdmix.coordinates.joint import fit_jointly
+from gdmix.coordinates.joint import LinearCoordinate, fit_jointly
+from gdmix.coordinates.prior import check_prior
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
-from gdmix.coordinates.recentring import Penalty, recentre
+from gdmix.coordinates.recentring import recentre
+from gdmix.coordinates.regularization import regularization
+from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
+from gdmix.coordinates.variance_components import WeightEstimator
 from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.folds import fold_numbers, rows_where
 from gdmix.data.gdmix_scores import write_score_folders
 from gdmix.data.read import Source, open_rows
 from gdmix.data.schema import RowSchema
 from gdmix.data.score_files import score_tables, write_scores
-from gdmix.errors import ConfigError
+from gdmix.errors import ConfigError, DataError
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import total_loss
 from gdmix.glm.newton import Labels
 from gdmix.glm.threads import available_threads, map_threads
 from gdmix.model.any_model import read_any_model
-from gdmix.model.mixed_model import (
-    LOSSES,
-    ExternalModel,
-    LinearModel,
-    TrainedModel,
-    score_coordinate,
-    united,
-)
-from gdmix.model.warm_start import aligned, check_initial_model
+from gdmix.model.base import CoordinateModel
+from gdmix.model.external import ExternalModel
+from gdmix.model.linear import LinearModel, linear_models, united
+from gdmix.model.mixed_model import LOSSES, TrainedModel
+from gdmix.model.warm_start import all_aligned, check_initial_model
 
 F64 = NDArray[np.float64]
 
@@ -53,22 +68,46 @@ class LocalEngine:
         self, config: ModelConfig, train: Source, validation: Source | None
     ) -> LocalWorkspace:
         """Read and check rows, index features, build coordinates."""
-        name = f"{__version__} {config.model_dump_json(exclude={'output', 'scratch'})}"
+        name = f"{__version__} {config.model_dump_json(exclude={'output', 'scratch', 'tune'})}"
         workspace: LocalWorkspace | None = memory.recall(name)
         if workspace is None:
-            workspace = self._prepare(config, train, validation)
+            workspace = LocalWorkspace(config, *self._read(config, train, validation))
             memory.keep(name, workspace)
         return workspace
 
-    def _prepare(
+    def prepare_folds(
+        self, config: ModelConfig, train: Source, folds: int, seed: int
+    ) -> list[LocalWorkspace]:
+        """Read rows once; return a workspace per fold, in which it is what the others validate.
+
+        Features are indexed from all rows; scores from files are looked up among those of the
+        training rows. The rows are held as often as there are folds.
+        """
+        rows, _, indices, earlier = self._read(config, train, None)
+        number = fold_numbers(rows.uid, folds, seed)
+        config = _with_scores_of_folds(config)
+        workspaces = []
+        for fold in range(folds):
+            if not (number == fold).any():
+                raise DataError(f"{rows.label}: fold {fold + 1} of {folds} has no rows")
+            parts = [
+                rows_where(rows, chosen, f"{rows.label}, {what} fold {fold + 1} of {folds}")
+                for chosen, what in ((number != fold, "without"), (number == fold, "in"))
+            ]
+            workspaces.append(LocalWorkspace(config, parts[0], parts[1], indices, earlier))
+        return workspaces
+
+    def _read(
         self, config: ModelConfig, train: Source, validation: Source | None
-    ) -> LocalWorkspace:
+    ) -> tuple[Dataset, Dataset | None, Mapping[str, FeatureIndex], Mapping[str, CoordinateModel]]:
+        """Return training rows, validation rows, feature indices, and earlier models."""
         _check_external(config, validation)
+        estimators(config, threads=1)  # what is wrong with one says so now, before rows are read
         train = open_rows(train, "training data")
         initial = None
-        if config.initial_model is not None:
+        if config.earlier_model is not None:
             types = {field.name: field.type for field in train.schema}
-            initial = read_any_model(config.initial_model, config, types)
+            initial = read_any_model(config.earlier_model, config, types)
             check_initial_model(initial, config)
         schema = RowSchema(
             config.columns,
@@ -79,7 +118,16 @@ class LocalEngine:
         )
         mode = config.validate_mode
         threads = config.threads or available_threads()
-        train_rows, indices = load_training(train, schema, config.task, mode, threads=threads)
+        # What a locked coordinate knows is not left out for being rare.
+        always = {
+            bag: initial.indices[bag]
+            for spec in config.locked.values()
+            for bag in spec.bags
+            if initial is not None
+        }
+        train_rows, indices = load_training(
+            train, schema, config.task, mode, threads=threads, always=always
+        )
         if initial is not None:
             train_rows, indices = _with_locked_features(config, train_rows, indices, initial)
         validation_rows = None
@@ -87,12 +135,19 @@ class LocalEngine:
             validation_rows = load_rows(
                 validation, schema, indices, config.task, mode, "validation data", threads
             )
-        earlier = {
-            name: aligned(name, spec.features, initial, indices)
-            for name, spec in config.linear.items()
-            if initial is not None and name in initial.linear
-        }
-        return LocalWorkspace(config, train_rows, validation_rows, indices, earlier)
+        earlier = {} if initial is None else all_aligned(config, initial, indices)
+        return train_rows, validation_rows, indices, earlier
+
+
+def _with_scores_of_folds(config: ModelConfig) -> ModelConfig:
+    """Let scores from files be those of the training rows for the rows that are held out, too."""
+    coordinates = {
+        name: spec.model_copy(update={"validation": spec.train})
+        if isinstance(spec, ExternalScores)
+        else spec
+        for name, spec in config.coordinates.items()
+    }
+    return config.model_copy(update={"coordinates": coordinates})
 
 
 def _check_external(config: ModelConfig, validation: Source | None) -> None:
@@ -105,12 +160,13 @@ def _check_external(config: ModelConfig, validation: Source | None) -> None:
 def _with_locked_features(
     config: ModelConfig, rows: Dataset, indices: Mapping[str, FeatureIndex], initial: TrainedModel
 ) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
-    """Let the index know all features of locked coordinates, which are to stay as they are."""
+    """Let the index know all features of locked coordinates and of those with a prior."""
+    keeping = config.linear if config.prior is not None else config.locked
     wider = {
         bag: indices[bag].extended(initial.indices[bag])
-        for spec in config.linear.values()
-        for bag in spec.features
-        if spec.locked and config.features[bag].feature_list is None
+        for name, spec in keeping.items()
+        for bag in spec.bags
+        if config.features[bag].feature_list is None and name in initial.coordinates
     }
     bags = {bag: rows.bags[bag].widened(len(index)) for bag, index in wider.items()}
     return replace(rows, bags={**rows.bags, **bags}), {**indices, **wider}
@@ -125,7 +181,7 @@ class LocalWorkspace:
         train: Dataset,
         validation: Dataset | None,
         indices: Mapping[str, FeatureIndex],
-        earlier: Mapping[str, LinearModel],
+        earlier: Mapping[str, CoordinateModel],
     ) -> None:
         self._config, self._indices = config, indices
         self._train, self._validation = train, validation
@@ -135,51 +191,132 @@ class LocalWorkspace:
         self._threads = threads = config.threads or available_threads()
         loss = LOSSES[config.task]
         fitted = config.fitted
-        self._penalties = {
-            name: Penalty(spec.l2, spec.l2 if spec.regularize_intercept else 0.0)
+        penalties = {
+            name: regularization(spec, train, indices, threads)
             for name, spec in config.linear.items()
         }
-        self.coordinates: dict[str, FixedEffectCoordinate | RandomEffectCoordinate] = {}
+        self.coordinates: dict[str, Coordinate[Any]] = {}
+        custom = estimators(config, threads)
+        priors = {
+            name: check_prior(name, model, config.prior)
+            for name, model in linear_models(earlier).items()
+            if config.prior is not None and name in fitted
+        }
         for name, spec in fitted.items():
-            self.coordinates[name] = (
-                FixedEffectCoordinate(spec, train, validation, loss, threads)
-                if isinstance(spec, FixedEffect)
-                else RandomEffectCoordinate(spec, train, validation, loss, threads, config.seed)
-            )
-        self.start: dict[str, LinearModel] = {}
+            match spec:
+                case FixedEffect():
+                    self.coordinates[name] = FixedEffectCoordinate(
+                        spec,
+                        train,
+                        validation,
+                        loss,
+                        threads,
+                        penalties[name],
+                        config.seed,
+                        priors.get(name),
+                    )
+                case RandomEffect():
+                    self.coordinates[name] = RandomEffectCoordinate(
+                        spec,
+                        train,
+                        validation,
+                        loss,
+                        threads,
+                        penalties[name],
+                        config.seed,
+                        priors.get(name),
+                    )
+                case Factorization():
+                    self.coordinates[name] = FactorizationCoordinate(
+                        spec, train, validation, loss, threads, config.seed
+                    )
+                case CustomEffect():
+                    self.coordinates[name] = CustomEffectCoordinate(
+                        custom[name], train, validation, indices, loss, threads
+                    )
+        self.start: dict[str, CoordinateModel] = {}
         # Locked coordinates, and the models of entities that are not fitted here.
         self._held: dict[str, tuple[LinearModel, Scores]] = {}
-        self._external: dict[str, tuple[ExternalModel, Scores]] = {}
+        self._external: dict[str, tuple[CoordinateModel, Scores]] = {}
         for name, own in config.coordinates.items():
             if isinstance(own, ExternalScores):
                 self._read_scores(name, own)
         for name, model in earlier.items():
-            rest: LinearModel | None = model
+            rest: CoordinateModel | None = model
             if name in fitted:
                 self.start[name], rest = self.coordinates[name].start(model)
-            if rest is not None:
-                self._hold(name, rest)
+            if isinstance(rest, LinearModel):
+                self._hold(name, rest, penalties[name].term(rest.coefficients))
+            elif rest is not None:
+                self._external[name] = rest, self._scores_of(rest)
+                self.scores.hold(self._external[name][1], 0.0)
 
         if config.solver == JOINT:
-            _check_room_for_joint([c.penalty_vector().size for c in self.coordinates.values()])
+            _check_room_for_joint(sum(c.penalty_vector().size for c in self._linear.values()))
 
-    def _hold(self, name: str, model: LinearModel) -> None:
+    def rebound(self, config: ModelConfig) -> LocalWorkspace:
+        """Return the same rows, as they are prepared, under other regularisation weights.
+
+        Parameters
+        ----------
+        config
+            Differs in `l2`, `intercept_l2` and `l1` of coordinates alone.
+        """
+        other = copy(self)
+        other._config = config
+        other.scores = LocalScores(config, self._train, self._validation)
+        penalties = {
+            name: regularization(spec, self._train, self._indices, self._threads)
+            for name, spec in config.linear.items()
+        }
+        other.coordinates = {}
+        for name, coordinate in self.coordinates.items():
+            other.coordinates[name] = coordinate
+            if isinstance(coordinate, LinearCoordinate):
+                own = coordinate.reweighted(config.linear[name], penalties[name])
+                other.coordinates[name] = own
+            elif isinstance(coordinate, FactorizationCoordinate):
+                spec = config.coordinates[name]
+                assert isinstance(spec, Factorization)
+                other.coordinates[name] = coordinate.reweighted(spec)
+        for _, scores in self._external.values():
+            other.scores.hold(scores, 0.0)
+        for name, (model, scores) in self._held.items():
+            other.scores.hold(scores, penalties[name].term(model.coefficients))
+        return other
+
+    @property
+    def judged_weight(self) -> float:
+        """Weight of the rows that metrics are of."""
+        rows = self._train if self._validation is None else self._validation
+        return float(rows.weight.sum())
+
+    @property
+    def _linear(self) -> dict[str, LinearCoordinate]:
+        coordinates = self.coordinates.items()
+        return {name: c for name, c in coordinates if isinstance(c, LinearCoordinate)}
+
+    def _hold(self, name: str, model: LinearModel, penalty: float) -> None:
+        self._held[name] = model, self._scores_of(model)
+        self.scores.hold(self._held[name][1], penalty)
+
+    def _scores_of(self, model: CoordinateModel) -> Scores:
         train, validation = (
-            None if rows is None else score_coordinate(model, rows, self._threads)
+            None if rows is None else model.score(rows, self._threads)
             for rows in (self._train, self._validation)
         )
         assert train is not None
-        self._held[name] = model, Scores(train, validation)
-        self.scores.hold(self._held[name][1], self._penalties[name].term(model))
+        return Scores(train, validation)
 
     def _read_scores(self, name: str, spec: ExternalScores) -> None:
         model, validation = ExternalModel(spec.uid, spec.score, spec.missing), None
+        train = replace(model, source=spec.train).score(self._train)
         if self._validation is not None:
-            validation = model.scores(spec.validation, self._validation)
-        self._external[name] = model, Scores(model.scores(spec.train, self._train), validation)
+            validation = replace(model, source=spec.validation).score(self._validation)
+        self._external[name] = model, Scores(train, validation)
         self.scores.hold(self._external[name][1], 0.0)
 
-    def recentre(self, models: Mapping[str, LinearModel]) -> dict[str, LinearModel]:
+    def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
         """Move what random effects share into the fixed effects."""
         sizes = {bag: len(index) for bag, index in self._indices.items()}
         uncovered = {
@@ -187,27 +324,49 @@ class LocalWorkspace:
             for name, coordinate in self.coordinates.items()
             if isinstance(coordinate, RandomEffectCoordinate)
         }
-        return recentre(models, self._penalties, sizes, uncovered)
+        weights = {
+            name: coordinate.regularization.weight
+            for name, coordinate in self._linear.items()
+            if coordinate.is_plain
+        }
+        return {**models, **recentre(linear_models(models), weights, sizes, uncovered)}
 
     def fit_jointly(
-        self, models: Mapping[str, LinearModel]
-    ) -> tuple[dict[str, LinearModel], FitReport]:
+        self, models: Mapping[str, CoordinateModel]
+    ) -> tuple[dict[str, CoordinateModel], FitReport]:
         """Fit all coordinates at once, from the given models."""
-        rows = self._train
-        specs = self._config.fitted.values()
-        loss = LOSSES[self._config.task]
-        return fit_jointly(
-            self.coordinates,
-            models,
-            Labels(rows.response, rows.weight, self.scores.base(), loss, self._threads),
+        specs = self._config.fitted_linear.values()
+        fitted, report = fit_jointly(
+            self._linear,
+            linear_models(models),
+            self._labels(),
             min(spec.tolerance for spec in specs),
             max(spec.max_iterations for spec in specs),
         )
+        return {**models, **fitted}, report
 
-    def trained_model(self, models: Mapping[str, LinearModel]) -> TrainedModel:
+    @property
+    def weights(self) -> WeightEstimator | None:
+        """Estimates L2 weights, where a coordinate asks for it."""
+        estimated = frozenset(self._config.auto)
+        if not estimated:
+            return None
+        coordinates = self._linear
+        size = sum(c.penalty_vector().size for c in coordinates.values())
+        return WeightEstimator(coordinates, estimated, self._labels, joint=_has_room(size))
+
+    def _labels(self) -> Labels:
+        """Return the labels of the training rows; the offset is all that no linear one adds."""
+        rows, loss = self._train, LOSSES[self._config.task]
+        offset = self.scores.total_without(*self._linear)
+        return Labels(rows.response, rows.weight, offset, loss, self._threads)
+
+    def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""
         config = self._config
-        whole: dict[str, LinearModel | ExternalModel] = {}
+        models = self._with_uncertainty(models)
+        whole: dict[str, CoordinateModel] = {}
+        linear = linear_models(models)
         for name in config.coordinates:
             if name in self._external:
                 whole[name] = self._external[name][0]
@@ -216,7 +375,7 @@ class LocalWorkspace:
             elif name not in models:
                 whole[name] = self._held[name][0]
             else:
-                whole[name] = united(models[name], self._held[name][0])
+                whole[name] = united(linear[name], self._held[name][0])
         return TrainedModel(
             config.task,
             config.columns,
@@ -226,8 +385,32 @@ class LocalWorkspace:
             config.derived_entities,
         )
 
+    def _with_uncertainty(
+        self, models: Mapping[str, CoordinateModel]
+    ) -> dict[str, CoordinateModel]:
+        """Add the variances and Hessians that were asked for."""
+        config = self._config
+        specs = {n: spec for n, spec in config.linear.items() if n in self._linear}
+        if not any(kinds_of(spec) for spec in specs.values()):
+            return dict(models)
+        for name, model in models.items():  # the one that was kept need not be the last
+            self.scores.put(name, self.coordinates[name].score(model))
+        rows, loss = self._train, LOSSES[config.task]
+        known = with_uncertainty(
+            self._linear,
+            specs,
+            linear_models(models),
+            {name: self.scores.total_without(name) for name in specs},
+            loss,
+            (
+                float(total_loss(loss, self.scores.total_without(), rows.response, rows.weight)),
+                int(np.count_nonzero(rows.weight)),
+            ),
+        )
+        return {**models, **known}
+
     def write_scores(
-        self, models: Mapping[str, LinearModel], folder: Path, avro: AvroLayout | None = None
+        self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
     ) -> None:
         """Write every coordinate's scores of the final models."""
         parts = {}
@@ -253,13 +436,20 @@ class LocalWorkspace:
         map_threads(lambda file: write_scores(*file), files, self._threads)
 
 
-def _check_room_for_joint(sizes: Sequence[int]) -> None:
-    needed, limit = _JOINT_VECTORS * 8 * sum(sizes), memory.limit_bytes()
-    if limit is not None and needed > 0.5 * limit:
+def _check_room_for_joint(size: int) -> None:
+    if not _has_room(size):
+        limit = memory.limit_bytes() or 0
         raise ConfigError(
-            f"solver 'joint' would take {needed / 1e9:.0f} GB for {sum(sizes):,} coefficients, "
-            f"more than half of memory_limit ({limit / 1e9:.0f} GB); use more passes instead"
+            f"solver 'joint' would take {_JOINT_VECTORS * 8 * size / 1e9:.0f} GB for {size:,} "
+            f"coefficients, more than half of memory_limit ({limit / 1e9:.0f} GB); "
+            "use more passes instead"
         )
+
+
+def _has_room(size: int) -> bool:
+    """Whether Newton's method may hold its vectors of all coefficients."""
+    limit = memory.limit_bytes()
+    return limit is None or _JOINT_VECTORS * 8 * size <= 0.5 * limit
 
 
 class LocalScores:
@@ -283,29 +473,25 @@ class LocalScores:
         self._base = self._base.plus(scores)
         self._held_penalty += penalty
 
-    def base(self) -> F64:
-        """Return base offset plus the training scores that no step changes."""
-        return self._base.train
-
-    def total_without(self, name: str | None) -> F64:
+    def total_without(self, *names: str) -> F64:
         """Return base offset plus all other coordinates' training scores, summed anew."""
         total = memory.copy(self._base.train)
         for other, scores in self._scores.items():
-            if other != name:
+            if other not in names:
                 total += scores.train
         return total
 
     def loss(self) -> float:
         """Return the weighted loss of the training rows, and the penalties that are held."""
         rows = self._train
-        total = self.total_without(None)
+        total = self.total_without()
         loss = total_loss(LOSSES[self._task], total, rows.response, rows.weight)
         return float(loss) + self._held_penalty
 
     def evaluate(self) -> dict[str, float]:
         """Return the metrics of the validation rows, or of the training rows without any."""
         if self._validation is None:
-            rows, total = self._train, self.total_without(None)
+            rows, total = self._train, self.total_without()
         else:
             assert self._base.validation is not None
             rows, total = self._validation, memory.copy(self._base.validation)

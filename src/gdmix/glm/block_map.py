@@ -6,6 +6,7 @@ entities' rows: block-diagonal, with one small block per entity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from gdmix.glm import cholesky
 from gdmix.glm.compiled import kernel
 from gdmix.glm.entities import EntityBlock
 from gdmix.glm.objective import add_hessian, add_hessian_diagonal, add_transposed
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.row_order import RowOrder
 from gdmix.glm.scoring import score_block
 from gdmix.glm.threads import map_threads, split_evenly
@@ -53,8 +55,8 @@ class BlockMap:
         self._map(_transposed_range, self._intercept, self._rows.gather(d1), product)
         return product
 
-    def preconditioner(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
-        """Return the inverse of every entity's Hessian; of its diagonal where that is large."""
+    def preconditioner(self, d2: F64, penalty: QuadraticPenalty) -> BlockFactors:
+        """Factorise every entity's Hessian; of a large one its diagonal."""
         sides = np.diff(self._block.coefficient_ptr)
         entries = np.where(sides <= MAX_FACTOR_SIDE, sides * sides, sides)
         if int(entries.sum()) > MAX_FACTOR_ENTRIES:
@@ -62,24 +64,54 @@ class BlockMap:
         factor_ptr = np.concatenate(([0], np.cumsum(entries)))
         factors = memory.empty(int(factor_ptr[-1]))
         own_d2 = self._rows.gather(d2)
-        self._map(_factorize_range, self._intercept, own_d2, penalty, factor_ptr, factors)
-
-        def solve(residual: F64) -> F64:
-            solution = residual.copy()
-            pointers = self._block.coefficient_ptr
-            map_threads(
-                lambda part: _solve_range(*part, pointers, factor_ptr, factors, solution),
-                self._parts,
-                self._threads,
-            )
-            return solution
-
-        return solve
+        self._map(_factorize_range, self._intercept, own_d2, penalty.weights, factor_ptr, factors)
+        pointers = self._block.coefficient_ptr
+        return BlockFactors(pointers, factor_ptr, factors, self._parts, self._threads)
 
     def _map(self, operation: Callable[..., None], *arguments: Any) -> None:
         x = self._block
         arrays = x.row_ptr, x.coefficient_ptr, x.indptr, x.indices, x.values
         map_threads(lambda part: operation(*part, *arrays, *arguments), self._parts, self._threads)
+
+
+class BlockFactors:
+    """The Cholesky factors of a matrix of one block per entity; of some blocks the diagonal."""
+
+    def __init__(
+        self,
+        coefficient_ptr: I64,
+        factor_ptr: I64,
+        factors: F64,
+        parts: list[tuple[int, int]],
+        threads: int,
+    ) -> None:
+        self._arrays: tuple[Any, ...] = coefficient_ptr, factor_ptr, factors
+        self._parts, self._threads = parts, threads
+
+    def solve(self, residual: F64) -> F64:
+        """Return the inverse times a vector."""
+        return self._each(_solve_range, memory.copy(residual))
+
+    def multiply_root(self, vector: F64) -> F64:
+        """Return L times a vector, the matrix being L L'."""
+        return self._each(_multiply_root_range, memory.copy(vector))
+
+    def inverse_diagonal(self) -> F64:
+        """Return the diagonal of the inverse."""
+        return self._each(_inverse_diagonal_range, memory.empty(int(self._arrays[0][-1])))
+
+    def log_determinant(self) -> float:
+        """Return the logarithm of the determinant."""
+        parts = map_threads(
+            lambda part: _log_determinant_range(*part, *self._arrays), self._parts, self._threads
+        )
+        return float(sum(parts))
+
+    def _each(self, operation: Callable[..., None], result: F64) -> F64:
+        map_threads(
+            lambda part: operation(*part, *self._arrays, result), self._parts, self._threads
+        )
+        return result
 
 
 @kernel
@@ -148,3 +180,50 @@ def _solve_range(
                 own[j] *= flat[j]
         else:
             cholesky.solve(own.size, flat.reshape((own.size, own.size)), own)
+
+
+@kernel
+def _multiply_root_range(
+    first: int, last: int, coefficient_ptr: I64, factor_ptr: I64, factors: F64, result: F64
+) -> None:
+    for e in range(first, last):
+        own = result[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        flat = factors[factor_ptr[e] : factor_ptr[e + 1]]
+        if flat.size == own.size:
+            for j in range(own.size):
+                own[j] = own[j] / math.sqrt(flat[j]) if flat[j] > 0.0 else 0.0
+        else:
+            cholesky.multiply_root(own.size, flat.reshape((own.size, own.size)), own)
+
+
+@kernel
+def _inverse_diagonal_range(
+    first: int, last: int, coefficient_ptr: I64, factor_ptr: I64, factors: F64, result: F64
+) -> None:
+    column = np.empty(MAX_FACTOR_SIDE)
+    for e in range(first, last):
+        own = result[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        flat = factors[factor_ptr[e] : factor_ptr[e + 1]]
+        if flat.size == own.size:
+            for j in range(own.size):
+                own[j] = flat[j]
+        else:
+            factor = flat.reshape((own.size, own.size))
+            cholesky.inverse_diagonal(own.size, factor, column, own)
+
+
+@kernel
+def _log_determinant_range(
+    first: int, last: int, coefficient_ptr: I64, factor_ptr: I64, factors: F64
+) -> float:
+    total = 0.0
+    for e in range(first, last):
+        side = coefficient_ptr[e + 1] - coefficient_ptr[e]
+        flat = factors[factor_ptr[e] : factor_ptr[e + 1]]
+        if flat.size == side:
+            for j in range(side):
+                if flat[j] > 0.0:
+                    total -= math.log(flat[j])
+        else:
+            total += cholesky.log_determinant(side, flat.reshape((side, side)))
+    return total

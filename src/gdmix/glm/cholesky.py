@@ -68,15 +68,102 @@ def factorize(n: int, a: NDArray[np.float64], least: NDArray[np.float64]) -> Non
 @kernel
 def solve(n: int, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
     """Overwrite `b` with the solution of ``A x = b``, given the factor of `factorize`."""
+    solve_lower(n, a, b)
+    solve_upper(n, a, b)
+
+
+@kernel
+def solve_lower(n: int, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    """Overwrite `b` with the solution of ``L x = b``, given L; 0 at a pivot that is 0."""
     for i in range(n):
         row = a[i]
         t = 0.0
         for k in range(i):
             t += row[k] * b[k]
         b[i] = (b[i] - t) * row[i]
+
+
+@kernel
+def solve_upper(n: int, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    """Overwrite `b` with the solution of ``L' x = b``, given L; 0 at a pivot that is 0."""
     for i in range(n - 1, -1, -1):
         row = a[i]
         v = b[i] * row[i]
         b[i] = v
         for k in range(i):
             b[k] -= v * row[k]
+
+
+@kernel
+def invert(n: int, a: NDArray[np.float64], scratch: NDArray[np.float64]) -> None:
+    """Overwrite the factor with the lower triangle of the inverse; 0 at a pivot that is 0.
+
+    Parameters
+    ----------
+    scratch
+        (>= n,).
+    """
+    for i in range(n):  # the inverse M of the factor
+        row = a[i]
+        pivot = row[i]
+        for j in range(i):
+            scratch[j] = 0.0
+        for k in range(i):
+            for j in range(k + 1):
+                scratch[j] += row[k] * a[k, j]
+        for j in range(i):
+            row[j] = -pivot * scratch[j]
+    for i in range(n):  # M' M
+        for j in range(i + 1):
+            scratch[j] = 0.0
+        for k in range(i, n):
+            row = a[k]
+            for j in range(i + 1):
+                scratch[j] += row[i] * row[j]
+        for j in range(i + 1):
+            a[i, j] = scratch[j]
+
+
+@kernel
+def multiply_root(n: int, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    """Overwrite `b` with ``L b``, given the factor L of `factorize`; 0 at a pivot that is 0."""
+    for i in range(n - 1, -1, -1):
+        row = a[i]
+        t = b[i] / row[i] if row[i] > 0.0 else 0.0
+        for k in range(i):
+            t += row[k] * b[k]
+        b[i] = t
+
+
+@kernel
+def log_determinant(n: int, a: NDArray[np.float64]) -> float:
+    """Return the logarithm of the determinant, given the factor; without pivots that are 0."""
+    total = 0.0
+    for i in range(n):
+        if a[i, i] > 0.0:
+            total -= 2.0 * math.log(a[i, i])
+    return total
+
+
+@kernel
+def inverse_diagonal(
+    n: int, a: NDArray[np.float64], column: NDArray[np.float64], diagonal: NDArray[np.float64]
+) -> None:
+    """Fill the diagonal of the inverse, given the factor; 0 at a pivot that is 0.
+
+    Parameters
+    ----------
+    column
+        Scratch, (>= n,): one column of the factor's inverse.
+    """
+    for j in range(n):
+        column[j] = a[j, j]
+        total = column[j] * column[j]
+        for i in range(j + 1, n):
+            row = a[i]
+            t = 0.0
+            for k in range(j, i):
+                t += row[k] * column[k]
+            column[i] = -t * row[i]
+            total += column[i] * column[i]
+        diagonal[j] = total

@@ -25,3 +25,12 @@ def shift_columns(columns: NDArray[np.uint32], shift: F64, values: F64) -> None:
     """Subtract its column's shift from each coefficient."""
     for k in range(columns.size):
         values[k] -= shift[columns[k]]
+
+
+@kernel
+def weighted_squares(columns: NDArray[np.uint32], values: F64, weight: F64) -> float:
+    """Return the sum of the squared coefficients, each times its column's weight."""
+    total = 0.0
+    for k in range(columns.size):
+        total += weight[columns[k]] * values[k] * values[k]
+    return total

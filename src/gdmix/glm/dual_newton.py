@@ -22,7 +22,7 @@ from gdmix.glm import cholesky
 from gdmix.glm.compiled import kernel
 from gdmix.glm.line_search import search
 from gdmix.glm.losses import evaluate_rows, labels_of_one_class
-from gdmix.glm.objective import add_dense_row, is_dense
+from gdmix.glm.objective import add_dense_row, dot, is_dense
 from gdmix.glm.primal_newton import MAX_INTERCEPT_STEP
 from gdmix.glm.status import CONVERGED, MAX_ITERATIONS, SEPARATED, STALLED
 
@@ -45,8 +45,9 @@ def solve_dual(
     w: F64,
     offset: F64,
     intercept: float,
-    intercept_l2: float,
-    l2: float,
+    penalty: F64,
+    uniform: bool,
+    inverse: F64,
     tolerance: float,
     max_iterations: int,
     theta: F64,
@@ -62,10 +63,12 @@ def solve_dual(
     ----------
     n
         Number of rows; `indptr`, `y`, `w` and `offset` are this problem's slices.
-    l2
-        L2 weight of every slope, positive.
-    intercept_l2
-        That of the intercept, or 0.
+    penalty
+        (d,) L2 weight of every coefficient: positive, but that of the intercept may be 0.
+    uniform
+        Whether all slopes have the same.
+    inverse
+        Scratch: (>= slopes,), filled with the reciprocals of the slopes' weights.
     tolerance
         Relative to the gradient's norm at zero coefficients.
     rows, dense, kernel_matrix, factor
@@ -84,15 +87,20 @@ def solve_dual(
     root, h, ones = rows[8], rows[9], rows[10]
     new_z, new_d1, new_d2 = rows[11], rows[12], rows[13]
 
+    intercept_l2 = penalty[0]
     free = intercept != 0.0 and intercept_l2 == 0.0
     endless = free and labels_of_one_class(loss, n, y, w)
     shared = intercept * intercept / intercept_l2 if intercept_l2 > 0.0 else 0.0
     n_slopes = theta.size - 1
+    slopes = theta[1:]
+    l2 = penalty[1] if n_slopes > 0 else 1.0
+    for j in range(n_slopes):
+        inverse[j] = 1.0 / (l2 if uniform else penalty[1 + j])
     all_columns = is_dense(indices, values)
     if all_columns:
-        _form_dense_kernel(n, indptr, values, n_slopes, 1.0 / l2, shared, kernel_matrix)
+        _form_dense_kernel(n, indptr, values, n_slopes, inverse, shared, kernel_matrix)
     else:
-        _form_kernel(n, indptr, indices, values, n_slopes, 1.0 / l2, shared, dense, kernel_matrix)
+        _form_kernel(n, indptr, indices, values, n_slopes, inverse, shared, dense, kernel_matrix)
 
     c = 0.0
     for i in range(n):
@@ -122,7 +130,12 @@ def solve_dual(
             sum_d1 += d1[i]
         # The gradient in theta is -X'u on the slopes, and its own on the intercept.
         intercept_gradient = intercept * (sum_d1 if free else -sum_u)
-        slopes_squared = max(u_k_u - shared * sum_u * sum_u, 0.0) * l2
+        if uniform:
+            slopes_squared = max(u_k_u - shared * sum_u * sum_u, 0.0) * l2
+        else:
+            slopes[:] = 0.0
+            _add_rows(n, indptr, indices, values, u, slopes)
+            slopes_squared = dot(n_slopes, slopes, slopes)
         norm = math.sqrt(slopes_squared + intercept_gradient * intercept_gradient)
         if iteration == 0:
             reference = norm
@@ -207,16 +220,12 @@ def solve_dual(
         value = new_value
 
     theta[:] = 0.0
-    slopes = theta[1:]
     total = 0.0
     for i in range(n):
-        scaled = a[i] / l2
         total += a[i]
-        if all_columns:
-            add_dense_row(scaled, indptr[i], values, slopes)
-            continue
-        for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-            slopes[indices[q]] += scaled * values[q]
+    _add_rows(n, indptr, indices, values, a, slopes)
+    for j in range(n_slopes):
+        slopes[j] *= inverse[j]
     if free:
         theta[0] = c
     elif intercept_l2 > 0.0:
@@ -229,23 +238,43 @@ def solve_dual(
 
 
 @kernel
+def _add_rows(
+    n: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    a: F64,
+    slopes: F64,
+) -> None:
+    """Add the rows, each times its entry of `a`."""
+    if is_dense(indices, values):
+        for i in range(n):
+            add_dense_row(a[i], indptr[i], values, slopes)
+        return
+    for i in range(n):
+        scale = a[i]
+        for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+            slopes[indices[q]] += scale * values[q]
+
+
+@kernel
 def _form_kernel(
     n: int,
     indptr: NDArray[np.int64],
     indices: NDArray[np.uint32],
     values: NDArray[np.float32],
     n_slopes: int,
-    inverse_l2: float,
+    inverse: F64,
     shared: float,
     dense: NDArray[np.float64],
     kernel_matrix: NDArray[np.float64],
 ) -> None:
-    """Fill ``K = X X' / l2 + shared``, through a dense copy of the few rows."""
+    """Fill ``K = X P^-1 X' + shared``, through a dense copy of the few rows."""
     width = (n_slopes + 3) // 4 * 4
     for i in range(n):
         row = dense[i]
         for q in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-            row[indices[q]] = values[q]
+            row[indices[q]] = values[q] * math.sqrt(inverse[indices[q]])
     for i in range(n):
         row = dense[i]
         target = kernel_matrix[i]
@@ -259,17 +288,17 @@ def _form_kernel(
                 t1 += v * r1[k]
                 t2 += v * r2[k]
                 t3 += v * r3[k]
-            target[j] = t0 * inverse_l2 + shared
-            target[j + 1] = t1 * inverse_l2 + shared
-            target[j + 2] = t2 * inverse_l2 + shared
-            target[j + 3] = t3 * inverse_l2 + shared
+            target[j] = t0 + shared
+            target[j + 1] = t1 + shared
+            target[j + 2] = t2 + shared
+            target[j + 3] = t3 + shared
             j += 4
         while j <= i:
             other = dense[j]
             t0 = 0.0
             for k in range(width):
                 t0 += row[k] * other[k]
-            target[j] = t0 * inverse_l2 + shared
+            target[j] = t0 + shared
             j += 1
     for i in range(n):
         row = dense[i]
@@ -285,7 +314,7 @@ def _form_dense_kernel(
     indptr: NDArray[np.int64],
     values: NDArray[np.float32],
     n_slopes: int,
-    inverse_l2: float,
+    inverse: F64,
     shared: float,
     kernel_matrix: NDArray[np.float64],
 ) -> None:
@@ -301,22 +330,22 @@ def _form_dense_kernel(
             r3 = values[indptr[j + 3] : indptr[j + 3] + n_slopes]
             t0 = t1 = t2 = t3 = 0.0
             for k in range(n_slopes):
-                v = np.float64(row[k])
+                v = row[k] * inverse[k]
                 t0 += v * r0[k]
                 t1 += v * r1[k]
                 t2 += v * r2[k]
                 t3 += v * r3[k]
-            target[j] = t0 * inverse_l2 + shared
-            target[j + 1] = t1 * inverse_l2 + shared
-            target[j + 2] = t2 * inverse_l2 + shared
-            target[j + 3] = t3 * inverse_l2 + shared
+            target[j] = t0 + shared
+            target[j + 1] = t1 + shared
+            target[j + 2] = t2 + shared
+            target[j + 3] = t3 + shared
             j += 4
         while j <= i:
             other = values[indptr[j] : indptr[j] + n_slopes]
             t0 = 0.0
             for k in range(n_slopes):
-                t0 += np.float64(row[k]) * other[k]
-            target[j] = t0 * inverse_l2 + shared
+                t0 += row[k] * inverse[k] * other[k]
+            target[j] = t0 + shared
             j += 1
     for i in range(n):
         for j in range(i):

@@ -14,6 +14,7 @@ large problem             one entity with a large share of all  parallel over it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from gdmix.glm.dual_newton_simd import MAX_COEFFICIENTS, MAX_ROWS, solve_by_four
 from gdmix.glm.large import fit_large
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.objective import is_dense
+from gdmix.glm.penalty import EntityPenalty, QuadraticPenalty, fill_matrix
 from gdmix.glm.primal_newton import solve_primal
 from gdmix.glm.status import NOT_FINITE, STALLED, UNSOLVED
 from gdmix.glm.threads import map_threads, split_evenly
@@ -115,8 +117,9 @@ def fit_entities(
     offset: F64,
     *,
     loss: int,
-    l2: float,
-    intercept_l2: float,
+    l2: float = 0.0,
+    intercept_l2: float = 0.0,
+    penalty: EntityPenalty | None = None,
     intercept: bool = True,
     tolerance: float = 1e-8,
     max_iterations: int = 100,
@@ -133,6 +136,8 @@ def fit_entities(
         A loss of `gdmix.glm.losses`.
     l2, intercept_l2
         L2 weight of the slopes and of the intercept.
+    penalty
+        Instead of these two, what differs by coefficient.
     tolerance
         Stop at this gradient norm relative to the one at zero coefficients.
     start
@@ -156,7 +161,7 @@ def fit_entities(
             block.weight[own],
             offset[own],
             loss=loss,
-            penalty=_penalty(int(last - first), l2, intercept_l2),
+            penalty=_large_penalty(block, int(e), l2, intercept_l2, penalty),
             intercept=intercept,
             tolerance=tolerance,
             max_iterations=max_iterations,
@@ -169,46 +174,56 @@ def fit_entities(
         gradient_norm[e] = fit.gradient_norm
 
     suited = np.zeros(block.n_entities, bool)
-    if l2 >= MIN_SIMD_L2 and (intercept_l2 >= MIN_SIMD_L2 or not intercept):
+    simple = penalty is None and l2 >= MIN_SIMD_L2
+    if simple and (intercept_l2 >= MIN_SIMD_L2 or not intercept):
         sizes = np.diff(block.coefficient_ptr)
         suited = (rows <= np.minimum(MAX_ROWS, 2 * sizes)) & (sizes <= MAX_COEFFICIENTS)
 
+    # Plain numbers: a kernel called with an integer l2 would be compiled anew.
+    problem: tuple[Any, ...] = (
+        int(loss),
+        block.row_ptr,
+        block.coefficient_ptr,
+        block.indptr,
+        block.indices,
+        block.values,
+        block.response,
+        block.weight,
+        offset,
+        1.0 if intercept else 0.0,
+        float(intercept_l2),
+        float(l2),
+    )
+    of_coefficients = EntityPenalty(np.empty(0)) if penalty is None else penalty
+    matrices: tuple[Any, ...] = (
+        of_coefficients.weights,
+        of_coefficients.means,
+        float(of_coefficients.intercept_weight),
+        of_coefficients.hessian_ptr,
+        of_coefficients.hessians,
+    )
+    limits: tuple[Any, ...] = float(tolerance), int(max_iterations)
+    result: tuple[Any, ...] = coefficients, status, iterations, gradient_norm
+
     def solve(entities: I64) -> None:
-        # Plain numbers: a kernel called with an integer l2 would be compiled anew.
-        arguments = (
-            int(loss),
-            block.row_ptr,
-            block.coefficient_ptr,
-            block.indptr,
-            block.indices,
-            block.values,
-            block.response,
-            block.weight,
-            offset,
-            1.0 if intercept else 0.0,
-            float(intercept_l2),
-            float(l2),
-            float(tolerance),
-            int(max_iterations),
-            coefficients,
-            status,
-            iterations,
-            gradient_norm,
-        )
         # Two kernels rather than one that calls both: LLVM compiles a callee within each caller.
         if suited[entities].any():
-            solve_by_fours(entities[suited[entities]], *arguments)
-        _solve_range(entities, *arguments)
+            solve_by_fours(entities[suited[entities]], *problem, *limits, *result)
+        _solve_range(entities, *problem, *matrices, *limits, *result)
 
     map_threads(solve, _tasks(rows, threads), threads)
     _discard_overflow(block.coefficient_ptr, coefficients, gradient_norm, status)
     return EntitiesFit(coefficients, status, iterations, gradient_norm)
 
 
-def _penalty(size: int, l2: float, intercept_l2: float) -> F64:
-    penalty = np.full(size, l2)
-    penalty[0] = intercept_l2
-    return penalty
+def _large_penalty(
+    block: EntityBlock, e: int, l2: float, intercept_l2: float, penalty: EntityPenalty | None
+) -> QuadraticPenalty:
+    if penalty is not None:
+        return penalty.of_entity(block.coefficient_ptr, e)
+    weights = np.full(int(block.coefficient_ptr[e + 1] - block.coefficient_ptr[e]), l2)
+    weights[0] = intercept_l2
+    return QuadraticPenalty(weights)
 
 
 def _entity_problem(block: EntityBlock, e: int) -> tuple[CsrMatrix, slice]:
@@ -257,9 +272,15 @@ def _discard_overflow(
 
 
 @kernel
-def _method(n: int, d: int, l2: float) -> int:
-    """Choose a solver for `n` rows and `d` coefficients, intercept included."""
-    if n <= MAX_DUAL_ROWS and n <= 2 * d and d <= MAX_DUAL_FEATURES and l2 > 0.0:
+def _method(n: int, d: int, least: float) -> int:
+    """Choose a solver for `n` rows and `d` coefficients, intercept included.
+
+    Parameters
+    ----------
+    least
+        Smallest L2 weight of a slope; 0 where the penalty has a matrix.
+    """
+    if n <= MAX_DUAL_ROWS and n <= 2 * d and d <= MAX_DUAL_FEATURES and least > 0.0:
         return _DUAL
     if d <= MAX_CHOLESKY_COEFFICIENTS:
         return _CHOLESKY
@@ -281,6 +302,11 @@ def _solve_range(
     intercept: float,
     intercept_l2: float,
     l2: float,
+    weights: F64,
+    means: F64,
+    intercept_weight: float,
+    hessian_ptr: I64,
+    hessians: F64,
     tolerance: float,
     max_iterations: int,
     coefficients: F64,
@@ -290,9 +316,12 @@ def _solve_range(
 ) -> None:
     """Solve those of the listed entities that are `UNSOLVED`, one after another.
 
-    The scratch is sized for the largest.
+    The scratch is sized for the largest. Without `weights` all entities have `l2` and
+    `intercept_l2`.
     """
     dense = is_dense(indices, values)
+    uniform = weights.size == 0
+    with_matrix = means.size > 0 or hessian_ptr.size > 0
     most_rows, most_coefficients, side, dual_width = 1, 1, 1, 1
     for k in range(entities.size):
         e = entities[k]
@@ -302,7 +331,8 @@ def _solve_range(
         d = coefficient_ptr[e + 1] - coefficient_ptr[e]
         most_rows = max(most_rows, n)
         most_coefficients = max(most_coefficients, d)
-        method = _method(n, d, l2)
+        # With too small a weight it is not this method after all: the scratch is large enough.
+        method = _method(n, d, l2 if uniform else 1.0)
         if method == _DUAL:
             side = max(side, n)
             dual_width = max(dual_width, 0 if dense else d)
@@ -313,10 +343,14 @@ def _solve_range(
     rows = np.empty((dual_newton.ROW_BUFFERS, most_rows + 4))
     buffers = np.empty((primal_newton.COEFFICIENT_BUFFERS, most_coefficients))
     dual_rows = np.zeros((MAX_DUAL_ROWS, (dual_width + 7) // 4 * 4))
-    matrix = np.empty((side, side))
+    kernel_matrix = np.empty((side, side))
     factor = np.empty((side, side))
-    penalty = np.full(most_coefficients, l2)
-    penalty[0] = intercept_l2
+    # Each entity's matrix is cut from this: its rows must lie side by side.
+    room = np.empty(most_coefficients * most_coefficients if with_matrix else 0)
+    none = np.empty((0, 0))
+    same = np.full(most_coefficients, l2)
+    same[0] = intercept_l2
+    inverse = np.empty(most_coefficients)
     report = np.zeros(2)
     for k in range(entities.size):
         e = entities[k]
@@ -324,26 +358,38 @@ def _solve_range(
             continue
         first, last = row_ptr[e], row_ptr[e + 1]
         n = last - first
-        theta = coefficients[coefficient_ptr[e] : coefficient_ptr[e + 1]]
+        start = coefficient_ptr[e]
+        theta = coefficients[start : coefficient_ptr[e + 1]]
+        d = theta.size
         pointers = indptr[first : last + 1]
         y, w, o = response[first:last], weight[first:last], offset[first:last]
-        method = _method(n, theta.size, l2)
+        penalty, matrix, least = same[:d], none, l2
+        if not uniform:
+            penalty = weights[start : start + d]
+            least = penalty[1] if d > 1 else 1.0
+            for j in range(2, d):
+                least = min(least, penalty[j])
+        if with_matrix:
+            own = room[: d * d].reshape((d, d))
+            if fill_matrix(e, start, means, intercept_weight, hessian_ptr, hessians, own):
+                matrix, least = own, 0.0
+        method = _method(n, d, least)
         iterations[e] = 0
         solved = False
         if method == _DUAL:
             status[e] = solve_dual(
-                loss, n, pointers, indices, values, y, w, o, intercept, intercept_l2, l2,
-                tolerance, max_iterations, theta, rows, dual_rows, matrix, factor, report,
+                loss, n, pointers, indices, values, y, w, o, intercept, penalty, uniform, inverse,
+                tolerance, max_iterations, theta, rows, dual_rows, kernel_matrix, factor, report,
             )  # fmt: skip
             solved = status[e] != STALLED
             iterations[e] = np.int32(report[0])
-            if theta.size > MAX_CHOLESKY_COEFFICIENTS:
+            if d > MAX_CHOLESKY_COEFFICIENTS:
                 method = _CONJUGATE_GRADIENT
         if not solved:
             status[e] = solve_primal(
                 loss, n, pointers, indices, values, y, w, o, intercept,
-                penalty[: theta.size], tolerance, max_iterations, method != _CONJUGATE_GRADIENT,
-                theta, rows, buffers, factor, report,
+                penalty, matrix, tolerance, max_iterations, method != _CONJUGATE_GRADIENT, theta,
+                rows, buffers, factor, report,
             )  # fmt: skip
             iterations[e] += np.int32(report[0])
         gradient_norm[e] = report[1]

@@ -29,6 +29,7 @@ from gdmix.glm.objective import (
     margins,
     rounding_floor,
 )
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.primal_newton import MAX_DRIFT
 from gdmix.glm.threads import map_threads, split_evenly
 
@@ -47,7 +48,7 @@ def fit_large(
     offset: F64,
     *,
     loss: int,
-    penalty: F64,
+    penalty: QuadraticPenalty,
     intercept: bool = True,
     tolerance: float = 1e-8,
     max_iterations: int = 100,
@@ -65,7 +66,7 @@ def fit_large(
     loss
         A loss of `gdmix.glm.losses`.
     penalty
-        (d,) L2 weight per coefficient, the intercept's first.
+        Of d coefficients, the intercept's first.
     tolerance
         Stop at this gradient norm relative to the one at zero coefficients.
     start
@@ -84,6 +85,60 @@ def fit_large(
         max_iterations=max_iterations,
         start=theta,
     )
+
+
+class DenseFactor:
+    """The Cholesky factor of one matrix, (d, d)."""
+
+    def __init__(self, factor: F64) -> None:
+        self._factor = factor
+
+    def solve(self, residual: F64) -> F64:
+        """Return the inverse times a vector."""
+        solution = residual.copy()
+        cholesky.solve(solution.size, self._factor, solution)
+        return solution
+
+    def multiply_root(self, vector: F64) -> F64:
+        """Return L times a vector, the matrix being L L'."""
+        product = vector.copy()
+        cholesky.multiply_root(product.size, self._factor, product)
+        return product
+
+    def inverse_diagonal(self) -> F64:
+        """Return the diagonal of the inverse."""
+        d = self._factor.shape[0]
+        diagonal = np.empty(d)
+        cholesky.inverse_diagonal(d, self._factor, np.empty(d), diagonal)
+        return diagonal
+
+    def log_determinant(self) -> float:
+        """Return the logarithm of the determinant."""
+        return float(cholesky.log_determinant(self._factor.shape[0], self._factor))
+
+
+class DiagonalFactor:
+    """A diagonal matrix, (d, d); where it is 0 its inverse counts as 0."""
+
+    def __init__(self, diagonal: F64) -> None:
+        self._diagonal = diagonal
+        self._inverse = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0.0)
+
+    def solve(self, residual: F64) -> F64:
+        """Return the inverse times a vector."""
+        return self._inverse * residual
+
+    def multiply_root(self, vector: F64) -> F64:
+        """Return the root times a vector."""
+        return np.sqrt(self._diagonal) * vector
+
+    def inverse_diagonal(self) -> F64:
+        """Return the diagonal of the inverse."""
+        return self._inverse
+
+    def log_determinant(self) -> float:
+        """Return the logarithm of the determinant."""
+        return float(np.log(self._diagonal[self._diagonal > 0.0]).sum())
 
 
 class SparseMap:
@@ -123,38 +178,34 @@ class SparseMap:
             lambda k, a, b: self._apply(add_transposed, a, b, d1[a:b], self._buffers[k])
         )
 
-    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> tuple[F64, F64]:
-        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``; also return ``X step``."""
+    def newton_step(
+        self, d2: F64, gradient: F64, penalty: QuadraticPenalty, target: float
+    ) -> tuple[F64, F64]:
+        """Solve ``(X' diag(d2) X + penalty) step = -gradient``; also return ``X step``."""
         if not self._direct:
             step, move, solved = self._conjugate_gradient_step(d2, gradient, penalty, target)
             if solved or self.size > MAX_FALLBACK_COEFFICIENTS:
                 return step, move
             self._direct = True
-        step = self._cholesky(d2, penalty)(-gradient)
+        step = self._cholesky(d2, penalty).solve(-gradient)
         return step, self.scores(step)
 
-    def preconditioner(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
-        """Return the inverse of ``X' diag(d2) X + diag(penalty)``, or of its diagonal."""
+    def preconditioner(self, d2: F64, penalty: QuadraticPenalty) -> DenseFactor | DiagonalFactor:
+        """Factorise ``X' diag(d2) X + penalty``, or its diagonal."""
         return self._cholesky(d2, penalty) if self._direct else self._jacobi(d2, penalty)
 
-    def _cholesky(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
+    def _cholesky(self, d2: F64, penalty: QuadraticPenalty) -> DenseFactor:
         factor = self.hessian(d2)
-        factor[np.diag_indices_from(factor)] += penalty
-        cholesky.factorize(self.size, factor, penalty)
+        factor[np.diag_indices_from(factor)] += penalty.weights
+        if penalty.matrix is not None:
+            factor += penalty.matrix
+        cholesky.factorize(self.size, factor, penalty.weights)
+        return DenseFactor(factor)
 
-        def solve(residual: F64) -> F64:
-            solution = residual.copy()
-            cholesky.solve(self.size, factor, solution)
-            return solution
-
-        return solve
-
-    def _jacobi(self, d2: F64, penalty: F64) -> Callable[[F64], F64]:
+    def _jacobi(self, d2: F64, penalty: QuadraticPenalty) -> DiagonalFactor:
         if self._drifted(d2):
             self._diagonal, self._known_d2 = self.hessian_diagonal(d2), memory.copy(d2)
-        diagonal = self._diagonal + penalty
-        inverse = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0.0)
-        return lambda residual: inverse * residual
+        return DiagonalFactor(self._diagonal + penalty.diagonal)
 
     def _drifted(self, d2: F64) -> bool:
         """Whether the known diagonal of the Hessian is of too different curvatures."""
@@ -171,7 +222,7 @@ class SparseMap:
         return bool(change >= MAX_DRIFT * total)
 
     def _conjugate_gradient_step(
-        self, d2: F64, gradient: F64, penalty: F64, target: float
+        self, d2: F64, gradient: F64, penalty: QuadraticPenalty, target: float
     ) -> tuple[F64, F64, bool]:
         z, move = memory.empty(d2.size), memory.zeros(d2.size)
         length = 0.0  # of the last direction, whose z is not yet in `move`
@@ -189,13 +240,13 @@ class SparseMap:
 
             self.passes += 1.0
             self._map(work)
-            return np.asarray(self._pairs[:, :, 1].sum(axis=0)) + penalty * direction
+            return np.asarray(self._pairs[:, :, 1].sum(axis=0)) + penalty.product(direction)
 
-        def advance(by: float) -> None:
+        def advance(by: float, fit: float) -> None:
             nonlocal length
             length = by
 
-        inverse = self._jacobi(d2, penalty)
+        inverse = self._jacobi(d2, penalty).solve
         limit = min(2 * self.size + 10, 1000)
         step, solved = conjugate_gradients(product, inverse, gradient, target, limit, advance)
         self._map(gather)

@@ -127,6 +127,26 @@ def total_loss(
 
 
 @kernel
+def third_derivatives(
+    loss: int,
+    z: NDArray[np.float64],
+    w: NDArray[np.float64],
+    d3: NDArray[np.float64],
+) -> None:
+    """Fill `d3` with weight times the third derivative at `z`, all arrays (n,)."""
+    for i in range(z.size):
+        if loss == LOGISTIC:
+            t = exp(-abs(z[i]))
+            large = 1.0 / (1.0 + t)
+            slope = w[i] * t * large * large * (1.0 - t) * large
+            d3[i] = -slope if z[i] > 0.0 else slope
+        elif loss == SQUARED:
+            d3[i] = 0.0
+        else:
+            d3[i] = w[i] * exp(z[i])
+
+
+@kernel
 def labels_of_one_class(loss: int, n: int, y: NDArray[np.float64], w: NDArray[np.float64]) -> bool:
     """Whether an unpenalised intercept has no finite optimum on these `n` rows.
 

@@ -81,14 +81,16 @@ class CsrMatrix:
 
     def take(self, rows: NDArray[np.int64]) -> CsrMatrix:
         """Return the given rows, in the given order."""
+        indptr = memory.zeros(rows.size + 1, np.int64)
         if self.is_dense:
-            starts = np.append(self.indptr[rows], 0)
-            return CsrMatrix(starts, self.indices, self.values, self.n_columns)
-        counts = np.diff(self.indptr)[rows]
-        indptr = np.concatenate(([0], np.cumsum(counts)))
-        starts = np.repeat(self.indptr[rows] - indptr[:-1], counts)
-        source = starts + np.arange(indptr[-1])
-        return CsrMatrix(indptr, self.indices[source], self.values[source], self.n_columns)
+            np.take(self.indptr, rows, out=indptr[:-1], mode="clip")
+            return CsrMatrix(indptr, self.indices, self.values, self.n_columns)
+        _lengths_of(rows, self.indptr, indptr)
+        np.cumsum(indptr, out=indptr)
+        indices = memory.empty(int(indptr[-1]), np.uint32)
+        values = memory.empty(int(indptr[-1]), np.float32)
+        _take_rows(rows, self.indptr, self.indices, self.values, indptr, indices, values)
+        return CsrMatrix(indptr, indices, values, self.n_columns)
 
     @staticmethod
     def empty(n_rows: int) -> CsrMatrix:
@@ -155,6 +157,33 @@ def _spread_rows(
         for j in range(d):
             new_indices[i * d + j] = j
             new_values[i * d + j] = values[starts[i] + j]
+
+
+@kernel
+def _lengths_of(
+    rows: NDArray[np.int64], indptr: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> None:
+    """Write the number of values of each row after its own place."""
+    for k in range(rows.size):
+        lengths[k + 1] = indptr[rows[k] + 1] - indptr[rows[k]]
+
+
+@kernel
+def _take_rows(
+    rows: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    new_indptr: NDArray[np.int64],
+    new_indices: NDArray[np.uint32],
+    new_values: NDArray[np.float32],
+) -> None:
+    for k in range(rows.size):
+        target = np.uint64(new_indptr[k])
+        for q in range(np.uint64(indptr[rows[k]]), np.uint64(indptr[rows[k] + 1])):
+            new_indices[target] = indices[q]
+            new_values[target] = values[q]
+            target += np.uint64(1)
 
 
 @kernel

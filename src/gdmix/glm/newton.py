@@ -20,6 +20,7 @@ from gdmix import memory
 from gdmix.glm.line_search import ARMIJO, MAX_TRIALS, evaluate_along, judge, longest
 from gdmix.glm.losses import SQUARED, classifies_all, evaluate_rows, labels_of_one_class
 from gdmix.glm.objective import dot
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.primal_newton import MAX_INTERCEPT_STEP
 from gdmix.glm.status import FitStatus
 from gdmix.glm.threads import map_threads, split_evenly
@@ -41,8 +42,10 @@ class LinearMap(Protocol):
     def transposed(self, d1: F64) -> F64:
         """Return ``X' d1``, (d,)."""
 
-    def newton_step(self, d2: F64, gradient: F64, penalty: F64, target: float) -> tuple[F64, F64]:
-        """Solve ``(X' diag(d2) X + diag(penalty)) step = -gradient``; also return ``X step``.
+    def newton_step(
+        self, d2: F64, gradient: F64, penalty: QuadraticPenalty, target: float
+    ) -> tuple[F64, F64]:
+        """Solve ``(X' diag(d2) X + penalty) step = -gradient``; also return ``X step``.
 
         Parameters
         ----------
@@ -122,19 +125,17 @@ class Minimum:
 def minimize(
     design: LinearMap,
     labels: Labels,
-    penalty: F64,
+    penalty: QuadraticPenalty,
     *,
     intercept: bool,
     tolerance: float,
     max_iterations: int,
     start: F64,
 ) -> Minimum:
-    """Minimise ``sum_i w_i loss(y_i, offset_i + (X theta)_i) + theta' diag(penalty) theta / 2``.
+    """Minimise ``sum_i w_i loss(y_i, offset_i + (X theta)_i) + penalty(theta)``.
 
     Parameters
     ----------
-    penalty
-        (d,) L2 weight per coefficient.
     intercept
         Whether the first column of X is ones, and not zeros.
     tolerance
@@ -155,14 +156,16 @@ def minimize(
         value = labels.evaluate(z, d1, d2)
         gradient = design.transposed(d1)
 
-    free = intercept and penalty[0] == 0.0
+    weights = penalty.weights
+    free = intercept and weights[0] == 0.0 and penalty.matrix is None
     endless = free and labels_of_one_class(labels.loss, n, labels.response, labels.weight)
     status = FitStatus.MAX_ITERATIONS
     previous_norm = 0.0
     below_noise = False
     iteration = 0
     while True:
-        gradient += penalty * theta
+        pull = penalty.product(theta)
+        gradient += pull
         norm = _norm(gradient)
         if norm <= tolerance * reference:
             status = FitStatus.CONVERGED
@@ -186,9 +189,9 @@ def minimize(
             step *= shrink
             move *= shrink
         slope = _inner(gradient, step)
-        noise = 1e-13 * abs(value + 0.5 * _inner(theta, penalty * theta))
+        noise = 1e-13 * abs(value + 0.5 * _inner(theta, pull))
         below_noise = -slope <= noise
-        cross, curvature = _inner(theta, penalty * step), _inner(step, penalty * step)
+        cross, curvature = _inner(pull, step), penalty.between(step, step)
         t, value = _search(
             labels, z, move, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
         )
@@ -202,17 +205,18 @@ def minimize(
         gradient = design.transposed(d1)
 
     if status != FitStatus.CONVERGED:
-        floor = design.rounding_floor(theta, labels.offset, d1, d2, penalty)
+        floor = design.rounding_floor(theta, labels.offset, d1, d2, penalty.diagonal)
         status = FitStatus.CONVERGED if norm <= floor else status
-    unpenalised = not (penalty[1:].any() or (intercept and penalty[0] > 0.0))
+    unpenalised = not (weights[1:].any() or (intercept and weights[0] > 0.0))
     if endless or (
         unpenalised
+        and penalty.matrix is None
         and classifies_all(labels.loss, n, z, labels.offset, labels.response, labels.weight)
     ):
         status = FitStatus.SEPARATED
     if not (np.isfinite(theta).all() and np.isfinite(norm)):
         status, theta = FitStatus.NOT_FINITE, np.zeros(design.size)
-    objective = value + 0.5 * _inner(theta, penalty * theta)
+    objective = value + 0.5 * penalty.between(theta, theta)
     return Minimum(theta, status, iteration, design.passes, norm, objective)
 
 
@@ -262,7 +266,7 @@ def conjugate_gradients(
     gradient: F64,
     target: float,
     max_iterations: int,
-    advance: Callable[[float], object] = lambda length: None,
+    advance: Callable[[float, float], object] = lambda length, fit: None,
 ) -> tuple[F64, bool]:
     """Solve ``H step = -gradient``; also return whether the residual's norm fell to `target`.
 
@@ -273,8 +277,9 @@ def conjugate_gradients(
     precondition
         Multiplies by an approximate inverse of H.
     advance
-        Called when the step has moved by so many times the direction of the last `product`: a
-        caller can gather ``X step`` there.
+        Called when the step has moved by so many times the direction of the last `product`, so
+        that a caller can gather ``X step``; with it the residual's squared norm before, in the
+        metric of the preconditioner.
     """
     step = np.zeros_like(gradient)
     residual = -gradient
@@ -287,7 +292,7 @@ def conjugate_gradients(
             break
         length = fit / curvature
         step += length * direction
-        advance(length)
+        advance(length, fit)
         residual -= length * image
         if _norm(residual) <= target:
             return step, True

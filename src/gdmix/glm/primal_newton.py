@@ -31,12 +31,13 @@ from gdmix.glm.objective import (
     margins,
     rounding_floor,
 )
+from gdmix.glm.penalty import penalty_product
 from gdmix.glm.status import CONVERGED, MAX_ITERATIONS, SEPARATED, STALLED
 
 F64 = NDArray[np.float64]
 
 ROW_BUFFERS = 9
-COEFFICIENT_BUFFERS = 7
+COEFFICIENT_BUFFERS = 9
 # Where conjugate gradients give up, Cholesky takes over up to this size.
 MAX_FALLBACK_COEFFICIENTS = 1024
 # A preconditioner is kept until the rows' curvatures have changed by this share of their sum.
@@ -58,6 +59,7 @@ def solve_primal(
     offset: F64,
     intercept: float,
     penalty: F64,
+    matrix: NDArray[np.float64],
     tolerance: float,
     max_iterations: int,
     direct: bool,
@@ -73,8 +75,8 @@ def solve_primal(
     ----------
     n
         Number of rows; `indptr`, `y`, `w` and `offset` are this problem's slices.
-    penalty
-        (d,) L2 weight per coefficient, d = features + 1.
+    penalty, matrix
+        (d,) L2 weight per coefficient, d = features + 1; (d, d) or (0, 0) the penalty's matrix.
     tolerance
         Relative to the gradient's norm at zero coefficients.
     direct
@@ -94,6 +96,7 @@ def solve_primal(
     new_z, new_d1, new_d2, move = rows[3], rows[4], rows[5], rows[6]
     margin, known_d2 = rows[7], rows[8]
     gradient, step = coefficients[0][:d], coefficients[1][:d]
+    pull, pull_step = coefficients[7][:d], coefficients[8][:d]
 
     # The reference of the stopping rule: the gradient at zero coefficients.
     value = evaluate_rows(loss, n, offset, y, w, d1, d2)
@@ -115,7 +118,8 @@ def solve_primal(
     for i in range(n):
         known_d2[i] = 0.0
 
-    endless = intercept != 0.0 and penalty[0] == 0.0 and labels_of_one_class(loss, n, y, w)
+    free = intercept != 0.0 and penalty[0] == 0.0 and matrix.size == 0
+    endless = free and labels_of_one_class(loss, n, y, w)
     status = MAX_ITERATIONS
     previous_norm = 0.0
     below_noise = False
@@ -123,10 +127,11 @@ def solve_primal(
     while True:
         norm_squared = 0.0
         size_squared = 0.0
+        penalty_product(penalty, matrix, theta, pull)
         for j in range(d):
-            gradient[j] += penalty[j] * theta[j]
+            gradient[j] += pull[j]
             norm_squared += gradient[j] * gradient[j]
-            size_squared += penalty[j] * theta[j] * theta[j]
+            size_squared += pull[j] * theta[j]
         norm = math.sqrt(norm_squared)
         if norm <= tolerance * reference:
             status = CONVERGED
@@ -143,10 +148,11 @@ def solve_primal(
             # A quadratic objective needs one step, so that one is made accurate.
             accuracy = 0.0 if loss == SQUARED else min(0.3, math.sqrt(norm / max(reference, norm)))
             _update_preconditioner(
-                n, indptr, indices, values, intercept, d2, penalty, known_d2, coefficients[6][:d]
-            )
+                n, indptr, indices, values, intercept, d2, penalty, matrix, known_d2,
+                coefficients[6][:d],
+            )  # fmt: skip
             solved = _conjugate_gradient_step(
-                n, indptr, indices, values, intercept, d2, penalty, gradient,
+                n, indptr, indices, values, intercept, d2, penalty, matrix, gradient,
                 max(accuracy * norm, 0.3 * tolerance * reference), step, move, margin, coefficients,
             )  # fmt: skip
             if not solved and d <= MAX_FALLBACK_COEFFICIENTS:
@@ -154,7 +160,7 @@ def solve_primal(
                 hessian = np.empty((d, d))
         if direct:
             _cholesky_step(
-                n, indptr, indices, values, intercept, d2, penalty, gradient, hessian, step
+                n, indptr, indices, values, intercept, d2, penalty, matrix, gradient, hessian, step
             )
             margins(n, indptr, indices, values, intercept, step, move)
         if endless and abs(step[0]) > MAX_INTERCEPT_STEP:
@@ -167,10 +173,11 @@ def solve_primal(
         slope = 0.0
         cross = 0.0
         curvature = 0.0
+        penalty_product(penalty, matrix, step, pull_step)
         for j in range(d):
             slope += gradient[j] * step[j]
-            cross += penalty[j] * theta[j] * step[j]
-            curvature += penalty[j] * step[j] * step[j]
+            cross += pull_step[j] * theta[j]
+            curvature += pull_step[j] * step[j]
         objective = value + 0.5 * size_squared
         noise = 1e-13 * abs(objective)
         below_noise = -slope <= noise
@@ -193,7 +200,7 @@ def solve_primal(
         n, indptr, indices, values, intercept, theta, offset, d1, d2, penalty
     ):
         status = CONVERGED
-    unpenalised = intercept == 0.0 or penalty[0] == 0.0
+    unpenalised = matrix.size == 0 and (intercept == 0.0 or penalty[0] == 0.0)
     for j in range(1, d):
         unpenalised = unpenalised and penalty[j] == 0.0
     if endless or (unpenalised and classifies_all(loss, n, z, offset, y, w)):
@@ -212,6 +219,7 @@ def _cholesky_step(
     intercept: float,
     d2: F64,
     penalty: F64,
+    matrix: NDArray[np.float64],
     gradient: F64,
     hessian: NDArray[np.float64],
     step: F64,
@@ -220,8 +228,8 @@ def _cholesky_step(
     for i in range(d):
         row = hessian[i]
         for j in range(i):
-            row[j] = 0.0
-        row[i] = penalty[i]
+            row[j] = matrix[i, j] if matrix.size > 0 else 0.0
+        row[i] = penalty[i] + (matrix[i, i] if matrix.size > 0 else 0.0)
     add_hessian(n, indptr, indices, values, intercept, d2, d - 1, hessian)
     cholesky.factorize(d, hessian, penalty)
     for j in range(d):
@@ -238,6 +246,7 @@ def _update_preconditioner(
     intercept: float,
     d2: F64,
     penalty: F64,
+    matrix: NDArray[np.float64],
     known_d2: F64,
     inverse: F64,
 ) -> None:
@@ -254,7 +263,7 @@ def _update_preconditioner(
     for i in range(n):
         known_d2[i] = d2[i]
     for j in range(inverse.size):  # not inverse[:] = penalty: that takes three seconds to compile
-        inverse[j] = penalty[j]
+        inverse[j] = penalty[j] + (matrix[j, j] if matrix.size > 0 else 0.0)
     add_hessian_diagonal(n, indptr, indices, values, intercept, d2, inverse)
     for j in range(inverse.size):
         inverse[j] = 1.0 / inverse[j] if inverse[j] > 0.0 else 0.0
@@ -269,6 +278,7 @@ def _conjugate_gradient_step(
     intercept: float,
     d2: F64,
     penalty: F64,
+    matrix: NDArray[np.float64],
     gradient: F64,
     target: float,
     step: F64,
@@ -302,8 +312,7 @@ def _conjugate_gradient_step(
         direction[j] = inverse[j] * residual[j]
         fit += residual[j] * direction[j]
     for _ in range(2 * d + 10):
-        for j in range(d):
-            product[j] = penalty[j] * direction[j]
+        penalty_product(penalty, matrix, direction, product)
         add_hessian_product(n, indptr, indices, values, intercept, d2, direction, margin, product)
         curvature = dot(d, direction, product)
         if curvature <= 0.0:

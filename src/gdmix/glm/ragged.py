@@ -58,6 +58,39 @@ def lay_out(models: Ragged, chosen: I64, indptr: I64, columns: U32) -> F64:
     return values
 
 
+def lay_out_triangles(
+    models: Ragged,
+    triangles: tuple[I64, F64],
+    chosen: I64,
+    numbers: I64,
+    indptr: I64,
+    columns: U32,
+) -> tuple[I64, F64]:
+    """Return symmetric matrices of models in another layout: 0 where a model lacks a column.
+
+    Parameters
+    ----------
+    triangles
+        Pointers and lower triangles, row by row, of the models; empty for those without.
+    chosen
+        (E,) the model of each of the other layout's entities; negative where it has none.
+    numbers
+        New number of each column; negative where it is left out.
+    indptr, columns
+        The other layout.
+    """
+    counts = np.diff(indptr)
+    present = (chosen >= 0) & (np.diff(triangles[0])[chosen] > 0)
+    ends = memory.pointers(np.where(present, counts * (counts + 1) // 2, 0))
+    result = memory.zeros(int(ends[-1]))
+    width = 1 + int(max(columns.max(initial=0), numbers.max(initial=0)))
+    places = np.full(width, -1)
+    _lay_out_triangles(
+        models[0], models[1], *triangles, chosen, numbers, indptr, columns, places, ends, result
+    )
+    return ends, result
+
+
 def _room(indptr: I64) -> tuple[U32, F64]:
     return memory.empty(int(indptr[-1]), np.uint32), memory.empty(int(indptr[-1]))
 
@@ -134,3 +167,39 @@ def _lay_out(
                 k += 1
             if k < stop and columns[k] == new_columns[place]:
                 new_values[place] = values[k]
+
+
+@kernel
+def _lay_out_triangles(
+    indptr: I64,
+    columns: U32,
+    triangle_ptr: I64,
+    triangles: F64,
+    chosen: I64,
+    numbers: I64,
+    new_indptr: I64,
+    new_columns: U32,
+    places: I64,
+    new_triangle_ptr: I64,
+    new_triangles: F64,
+) -> None:
+    """Copy entry by entry. Scratch: `places`, of each new column, -1 between entities."""
+    for e in range(chosen.size):
+        to = new_triangle_ptr[e]
+        if new_triangle_ptr[e + 1] == to:
+            continue
+        first = indptr[chosen[e]]
+        for k in range(first, indptr[chosen[e] + 1]):
+            if numbers[columns[k]] >= 0:
+                places[numbers[columns[k]]] = k - first
+        source = triangle_ptr[chosen[e]]
+        for i in range(new_indptr[e], new_indptr[e + 1]):
+            for j in range(new_indptr[e], i + 1):
+                p, q = places[new_columns[i]], places[new_columns[j]]
+                if p >= 0 and q >= 0:
+                    p, q = max(p, q), min(p, q)
+                    new_triangles[to] = triangles[source + p * (p + 1) // 2 + q]
+                to += 1
+        for k in range(first, indptr[chosen[e] + 1]):
+            if numbers[columns[k]] >= 0:
+                places[numbers[columns[k]]] = -1

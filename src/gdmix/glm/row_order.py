@@ -102,6 +102,16 @@ def order_rows(
     return row_ptr, RowOrder(entity.size, order, part, part_ptr)
 
 
+def kept_rows(kept: NDArray[np.bool_]) -> RowOrder:
+    """Return some rows as one part, in the order of the data; `kept` is (n,)."""
+    m = int(np.count_nonzero(kept))
+    part = memory.full(kept.size, _NO_PART, np.uint8)
+    part[kept] = 0
+    order = memory.empty(m, np.int64)
+    order[:] = np.arange(m)
+    return RowOrder(kept.size, order, part, np.array([0, m]))
+
+
 def part_matrix(design: CsrMatrix, rows: RowOrder) -> CsrMatrix:
     """Return a matrix with its rows parted."""
     if rows.part is None:

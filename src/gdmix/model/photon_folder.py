@@ -19,12 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gdmix.config import FeatureBag, FixedEffect, LinearSpec, ModelConfig, Task
-from gdmix.data.feature_index import INTERCEPT_NAME, FeatureIndex, join_keys, split_keys
+from gdmix.data.feature_index import (
+    INTERCEPT_NAME,
+    FeatureIndex,
+    HashedIndex,
+    join_keys,
+    split_keys,
+)
 from gdmix.data.keys import KeyTable, key_type
 from gdmix.data.write import write_json
 from gdmix.errors import ModelError, did_you_mean
 from gdmix.model.coefficients import RandomCoefficients
-from gdmix.model.mixed_model import LinearModel, TrainedModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 from gdmix.model.photon_avro import (
     PhotonModels,
     model_files,
@@ -133,13 +140,13 @@ def _indices(
         name: FeatureIndex.from_feature_list(bag.feature_list)
         for name, bag in bags.items()
         if bag.feature_list is not None
-    }
+    } | {name: HashedIndex(bag.hash_buckets) for name, bag in bags.items() if bag.hash_buckets}
     found = {name: KeyTable(pa.large_string()) for name in bags if name not in indices}
     for name, spec in description.linear.items():
         open_bags = [bag for bag in spec.features if bag in found]
         names, terms = models[name].names, models[name].terms
         for listed in (indices[bag] for bag in spec.features if bag in indices):
-            rest = pa.array(listed.lookup_pairs(names, terms) < 0)
+            rest = pa.array(listed.find(names, terms) < 0)
             names, terms = names.filter(rest), terms.filter(rest)
         is_feature = pc.not_equal(names, INTERCEPT_NAME)
         names, terms = names.filter(is_feature), terms.filter(is_feature)
@@ -255,7 +262,7 @@ def with_split_crossed(model: TrainedModel, coordinate: str, entity: str) -> Tra
     own = pc.not_equal(models.names, INTERCEPT_NAME)
     index = FeatureIndex(models.names.filter(own), models.terms.filter(own))
     others = (name for name in model.coordinates if name != coordinate)
-    shared = {bag for name in others for bag in getattr(model.coordinates[name], "features", ())}
+    shared = {bag for name in others for bag in model.coordinates[name].features}
     bag = _free_name(f"{coordinate}-split", model.bags)
     columns = tuple(c for b in crossed.features for c in model.bags[b].columns)
     kept: Sequence[str] = [b for b in model.bags if b not in crossed.features or b in shared]

@@ -9,11 +9,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gdmix.config import CoordinateSpec, ExternalScores, ModelConfig, RandomEffect
+from gdmix.config import CoordinateSpec, Factorization, FixedEffect, ModelConfig, RandomEffect
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import ConfigError, did_you_mean
+from gdmix.model.base import CoordinateModel
 from gdmix.model.coefficients import FixedCoefficients
-from gdmix.model.mixed_model import ExternalModel, LinearModel, TrainedModel
+from gdmix.model.factorization import FactorizationModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import TrainedModel
 
 I64 = NDArray[np.int64]
 
@@ -38,30 +41,49 @@ def check_initial_model(model: TrainedModel, config: ModelConfig) -> None:
                 f"coordinates.{name}: {what} is {here}, in initial_model it is {there}"
                 for what, here, there in _differences(spec, model.coordinates[name])
             ]
-        elif name in config.linear and name not in config.fitted:
+        elif name in config.locked:
             hint = did_you_mean(name, model.coordinates)
             findings.append(
                 f"coordinates.{name}: is locked, but initial_model has no '{name}'{hint}; "
                 f"it has: {known}"
             )
+    for bag, own in config.used_features.items():
+        here, there = own.hash_buckets, model.bags.get(bag, own).hash_buckets
+        if here != there:
+            findings.append(
+                f"features.{bag}.hash_buckets: is {_or_none(here)}, in initial_model it is "
+                f"{_or_none(there)}: other columns"
+            )
     if not set(model.coordinates) & set(config.coordinates):
         findings.append(f"initial_model: has none of this run's coordinates; it has: {known}")
     if findings:
         raise ConfigError("\n".join(findings))
+    for name in config.fitted.keys() & model.coordinates.keys():
+        if isinstance(model.coordinates[name], LinearModel | FactorizationModel):
+            continue
+        log.warning("initial model: coordinate '%s' is fitted anew: it can't be started from", name)
     for name in model.coordinates:
         if name not in config.coordinates:
             log.warning("initial model: coordinate '%s' is not one of this run: left out", name)
 
 
 def _differences(
-    spec: CoordinateSpec, model: LinearModel | ExternalModel
+    spec: CoordinateSpec, model: CoordinateModel
 ) -> Iterator[tuple[str, str, str]]:
     """Yield what differs, here and in the model."""
     if spec.type != model.type:
         yield "type", spec.type, model.type
-    if spec.type != model.type or isinstance(spec, ExternalScores):
         return
-    assert isinstance(model, LinearModel)
+    if isinstance(model, FactorizationModel) and isinstance(spec, Factorization):
+        if spec.key_columns != model.keys:
+            yield "entities", _listed(spec.key_columns), _listed(model.keys)
+        if spec.rank != model.rank:
+            yield "rank", str(spec.rank), str(model.rank)
+        for bags, side in zip(spec.bags_of_sides, model.sides, strict=True):
+            if set(bags) != set(side.features):
+                yield f"features.{side.key}", _listed(bags), _listed(side.features)
+    if not isinstance(model, LinearModel) or not isinstance(spec, FixedEffect | RandomEffect):
+        return
     if isinstance(spec, RandomEffect) and spec.key != model.entity:
         yield "entity", spec.key, str(model.entity)
     if set(spec.features) != set(model.features):
@@ -70,8 +92,26 @@ def _differences(
         yield "intercept", str(spec.intercept).lower(), str(model.intercept).lower()
 
 
+def _or_none(buckets: int | None) -> str:
+    return "none" if buckets is None else str(buckets)
+
+
 def _listed(bags: tuple[str, ...]) -> str:
     return f"[{', '.join(bags)}]"
+
+
+def all_aligned(
+    config: ModelConfig, model: TrainedModel, indices: Mapping[str, FeatureIndex]
+) -> dict[str, CoordinateModel]:
+    """Return a model's coordinates that a run starts from, under the run's feature index."""
+    result: dict[str, CoordinateModel] = {}
+    for name, spec in config.coordinates.items():
+        own = model.coordinates.get(name)
+        if isinstance(own, LinearModel):
+            result[name] = aligned(name, spec.bags, model, indices)
+        elif isinstance(own, FactorizationModel) and isinstance(spec, Factorization):
+            result[name] = _aligned_factors(own, spec, model.indices, indices)
+    return result
 
 
 def aligned(
@@ -88,13 +128,12 @@ def aligned(
         The coordinate's bags in the order that its columns shall have.
     """
     own = model.coordinate(name)
-    width, numbers = _new_numbers(own, features, model.indices, indices)
+    width, numbers = _new_numbers(own.features, features, model.indices, indices)
     coefficients = own.coefficients
     if isinstance(coefficients, FixedCoefficients):
-        values = np.zeros(width)
-        values[numbers[numbers >= 0]] = coefficients.values[numbers >= 0]
         stale = int(np.count_nonzero(coefficients.values[numbers < 0]))
-        result = replace(own, features=features, coefficients=FixedCoefficients(values))
+        laid_out = coefficients.renumbered(numbers, width)
+        result = replace(own, features=features, coefficients=laid_out)
     else:
         renumbered = coefficients.renumbered(numbers)
         stale = coefficients.values.size - renumbered.values.size
@@ -106,8 +145,25 @@ def aligned(
     return result
 
 
+def _aligned_factors(
+    model: FactorizationModel,
+    spec: Factorization,
+    before: Mapping[str, FeatureIndex],
+    after: Mapping[str, FeatureIndex],
+) -> FactorizationModel:
+    """Return a factorization under another feature index: what foretells factors is renumbered."""
+    sides = list(model.sides)
+    for position, (side, bags) in enumerate(zip(model.sides, spec.bags_of_sides, strict=True)):
+        if bags:
+            width, numbers = _new_numbers(side.features, bags, before, after)
+            regression = np.zeros((width, side.rank))
+            regression[numbers[numbers >= 0]] = side.regression[numbers >= 0]
+            sides[position] = replace(side, features=bags, regression=regression)
+    return replace(model, sides=(sides[0], sides[1]))
+
+
 def _new_numbers(
-    model: LinearModel,
+    own: tuple[str, ...],
     features: tuple[str, ...],
     before: Mapping[str, FeatureIndex],
     after: Mapping[str, FeatureIndex],
@@ -118,7 +174,7 @@ def _new_numbers(
         first[bag] = width
         width += len(after[bag])
     numbers = [np.zeros(1, np.int64)]
-    for bag in model.features:
-        found = after[bag].lookup_pairs(before[bag].names, before[bag].terms)
+    for bag in own:
+        found = before[bag].columns_in(after[bag])
         numbers.append(np.where(found >= 0, found + first[bag], -1))
     return width, np.concatenate(numbers)

@@ -1,0 +1,167 @@
+"""Coefficients in Parquet, as the model folder and the checkpoint have them.
+
+fixed effect     column, value (, variance) (, hessian: row of the lower triangle, a list)
+random effect    entity, columns (list), values (list) (, variances (list)) (, hessian (list))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gdmix.data.write import write_tables
+from gdmix.errors import ModelError
+from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
+
+PART = "part-00000.parquet"
+_ENTITIES_PER_PIECE = 50_000
+
+
+def write_coefficients(coefficients: FixedCoefficients | RandomCoefficients, folder: Path) -> None:
+    """Write coefficients into a folder.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write there.
+    """
+    write_tables(_to_arrow(coefficients), folder / PART)
+
+
+def _to_arrow(coefficients: FixedCoefficients | RandomCoefficients) -> Iterator[pa.Table]:
+    if isinstance(coefficients, FixedCoefficients):
+        columns = np.arange(coefficients.values.size, dtype=np.uint32)
+        table = pa.table({"column": columns, "value": coefficients.values})
+        if coefficients.variances is not None:
+            table = table.append_column("variance", pa.array(coefficients.variances))
+        if coefficients.hessian is not None:
+            d = columns.size
+            rows = pa.array(np.arange(d + 1) * np.arange(1, d + 2) // 2)
+            lists = pa.LargeListArray.from_arrays(rows, coefficients.hessian)
+            table = table.append_column("hessian", lists)
+        yield table
+        return
+    for first in range(0, max(len(coefficients), 1), _ENTITIES_PER_PIECE):
+        entities = coefficients.entities.slice(first, _ENTITIES_PER_PIECE)
+        ends = coefficients.indptr[first : first + len(entities) + 1]
+        own = slice(ends[0], ends[-1])
+        offsets = pa.array(ends - ends[0])
+        lists = {"columns": coefficients.columns[own], "values": coefficients.values[own]}
+        if coefficients.variances is not None:
+            lists["variances"] = coefficients.variances[own]
+        table = pa.table(
+            {"entity": entities}
+            | {name: pa.LargeListArray.from_arrays(offsets, a) for name, a in lists.items()}
+        )
+        if coefficients.hessians is not None and coefficients.hessian_ptr is not None:
+            ends = coefficients.hessian_ptr[first : first + len(entities) + 1]
+            triangles = coefficients.hessians[ends[0] : ends[-1]]
+            own_lists = pa.LargeListArray.from_arrays(pa.array(ends - ends[0]), triangles)
+            table = table.append_column("hessian", own_lists)
+        yield table
+
+
+def read_fixed(folder: Path) -> FixedCoefficients:
+    """Read the coefficients of a fixed effect.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged.
+    """
+    table = _read_parts(folder, ["column", "value"], ["variance", "hessian"])
+    coefficients = FixedCoefficients(_to_numpy(table["value"], np.float64))
+    if "variance" in table.column_names:
+        variances = _to_numpy(table["variance"], np.float64)
+        coefficients = replace(coefficients, variances=variances)
+    if "hessian" in table.column_names:
+        hessian = _to_numpy(_one_array(table["hessian"]).flatten(), np.float64)
+        coefficients = replace(coefficients, hessian=hessian)
+    return coefficients
+
+
+def read_random(folder: Path) -> RandomCoefficients:
+    """Read the coefficients of a random effect.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged.
+    """
+    table = _read_parts(folder, ["entity", "columns", "values"], ["variances", "hessian"])
+    indptr, columns = _ragged(table["columns"], np.uint32)
+    coefficients = RandomCoefficients(
+        _entities(table["entity"]), indptr, columns, _ragged(table["values"], np.float64)[1]
+    )
+    if "variances" in table.column_names:
+        variances = _ragged(table["variances"], np.float64)[1]
+        coefficients = replace(coefficients, variances=variances)
+    if "hessian" in table.column_names:
+        hessian_ptr, hessians = _ragged(table["hessian"], np.float64)
+        coefficients = replace(coefficients, hessian_ptr=hessian_ptr, hessians=hessians)
+    return coefficients
+
+
+def _ragged(column: pa.ChunkedArray, kind: Any) -> tuple[NDArray[np.int64], Any]:
+    """Return pointers and values of a column of lists."""
+    lists = _one_array(column)
+    sizes = lists.value_lengths().to_numpy()
+    ends = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+    return ends, _to_numpy(lists.flatten(), kind)
+
+
+def read_parquet(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """Read columns of a file, the optional ones if it has them.
+
+    Raises
+    ------
+    ModelError
+        If it is missing or damaged.
+    """
+    try:
+        with pq.ParquetFile(file) as parquet:
+            known = set(parquet.schema_arrow.names)
+            return parquet.read().select([*columns, *(c for c in optional if c in known)])
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ModelError(f"{file}: damaged or missing: {' '.join(str(error).split())}") from None
+
+
+def _read_parts(folder: Path, columns: list[str], optional: list[str]) -> pa.Table:
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise ModelError(f"{folder}: holds no part-*.parquet file")
+    parts = [read_parquet(file, columns, optional) for file in files]
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def read_entities(file: Path, column: str) -> pa.Array:
+    """Read a column of entities, or of other keys, as int64 or large_string.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or damaged.
+    """
+    return _entities(read_parquet(file, [column])[column])
+
+
+def _entities(column: pa.ChunkedArray) -> pa.Array:
+    """Return entities as int64 or large_string, whatever their writer had."""
+    integers = pa.types.is_integer(column.type)
+    return _one_array(column.cast(pa.int64() if integers else pa.large_string()))
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _to_numpy(column: Any, kind: Any) -> Any:
+    # A copy: what Arrow lends is read-only, and kernels would be compiled again for that.
+    return np.array(column.to_numpy(), kind)

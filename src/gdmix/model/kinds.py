@@ -1,0 +1,74 @@
+"""The kinds of models that a model folder or a checkpoint may hold, and how each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gdmix.data.feature_index import FeatureIndex
+from gdmix.model.base import CoordinateModel, Reader
+from gdmix.model.coefficient_files import read_fixed, read_random
+from gdmix.model.custom import CustomModel, read_custom
+from gdmix.model.external import ExternalModel, read_external
+from gdmix.model.factorization import FactorizationModel, read_factorization
+from gdmix.model.linear import LinearModel
+from gdmix.model.photon_avro import model_files, read_models
+
+
+def read_coordinate(
+    folder: Path, entry: Mapping[str, Any], indices: Mapping[str, FeatureIndex]
+) -> CoordinateModel:
+    """Read the model of a coordinate.
+
+    Parameters
+    ----------
+    folder
+        What `CoordinateModel.write` wrote into.
+    entry
+        What `CoordinateModel.describe` said.
+    indices
+        The feature index of each bag.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged.
+    ValueError
+        If this gdmix knows no such type.
+    """
+    reader = _READERS.get(entry["type"])
+    if reader is None:
+        raise ValueError(f"unknown type of coordinate '{entry['type']}'; install a newer gdmix")
+    return reader(folder, entry, indices)
+
+
+def _read_linear(
+    folder: Path, entry: Mapping[str, Any], indices: Mapping[str, FeatureIndex]
+) -> LinearModel:
+    fixed = entry["type"] == "fixed_effect"
+    features, intercept = tuple(entry["features"]), bool(entry["intercept"])
+    if entry.get("format") != "avro":
+        coefficients = read_fixed(folder) if fixed else read_random(folder)
+        dispersion = float(entry.get("dispersion", 1.0))
+        return LinearModel(features, intercept, coefficients, entry["entity"], dispersion)
+    models = read_models(model_files(folder))
+    own = [indices[bag] for bag in features]
+    kind = pa.int64() if entry["entities"] == "integers" else pa.large_string()
+    found = models.fixed(own) if fixed else models.random(own, kind)
+    dispersion = float(entry.get("dispersion", 1.0))
+    if found.variances is not None:
+        found = replace(found, variances=found.variances * dispersion)
+    return LinearModel(features, intercept, found, entry["entity"], dispersion)
+
+
+_READERS: Mapping[str, Reader] = {
+    "fixed_effect": _read_linear,
+    "random_effect": _read_linear,
+    CustomModel.type: read_custom,
+    FactorizationModel.type: read_factorization,
+    ExternalModel.type: read_external,
+}
