@@ -225,7 +225,7 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
         ),
         [
             "coordinates.global.intercept: should be a valid boolean (got 'maybe')",
-            "coordinates.global.l2: should be greater than or equal to 0 (got -1)",
+            "coordinates.global.l2: should be 0 or more, or auto or auto_per_feature (got -1)",
             "coordinates.global.max_iterations: should be greater than or equal to 1 (got 0)",
             "coordinates.per-user.tolerance: should be less than 1 (got 1)",
             "passes: should be a valid integer (got 1.5)",
@@ -237,7 +237,7 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
     "not finite": (
         (("l2: 1e-3", "l2: .nan"), ("validate: off", "tolerance: .inf")),
         [
-            "coordinates.global.l2: should be a finite number (got nan)",
+            "coordinates.global.l2: should be 0 or more, or auto or auto_per_feature (got nan)",
             "tolerance: should be a finite number (got inf)",
         ],
     ),
@@ -257,7 +257,7 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
             "coordinates.global: unknown type 'fixed_effects' (did you mean 'fixed_effect'?); "
             "known: fixed_effect, random_effect, factorization, custom, external_scores",
             "coordinates.per-day.x: needs `type`: one of fixed_effect, random_effect, "
-            "external_scores",
+            "factorization, custom, external_scores",
         ],
     ),
     "shapes": (
@@ -501,7 +501,7 @@ class TestPython:
             (lambda: RandomEffect("r"), "RandomEffect('r'): entity: is required"),
             (
                 lambda: RandomEffect("r", entity="e", l2=-1, intercept=False),
-                "RandomEffect('r'): l2: should be greater than or equal to 0 (got -1)",
+                "RandomEffect('r'): l2: should be 0 or more, or auto or auto_per_feature (got -1)",
             ),
             (
                 lambda: RandomEffect("r", entity="e", intercept=False),
@@ -522,11 +522,11 @@ class TestPython:
         specs = [FixedEffect("g", features="a"), RandomEffect("r", entity="e")]
         config = ModelConfig.of(coordinates=specs, features={"a": ["x"]})
         assert list(config.coordinates.values()) == specs
-        for bad, said in {
-            (FixedEffect("g"), FixedEffect("g")): "coordinates: two coordinates are named 'g'",
-            (FixedEffect("g"), FixedEffect()): "coordinates: coordinate 2 has no name",
-            (): "coordinates: is empty",
-        }.items():
+        for bad, said in [
+            ([FixedEffect("g"), FixedEffect("g")], "coordinates: two coordinates are named 'g'"),
+            ([FixedEffect("g"), FixedEffect()], "coordinates: coordinate 2 has no name"),
+            ([], "coordinates: is empty"),
+        ]:
             with pytest.raises(ConfigError) as caught:
                 ModelConfig.of(coordinates=list(bad))
             assert str(caught.value) == said

@@ -631,7 +631,7 @@ def test_trials_start_from_the_nearest_one_if_they_end_by_convergence(
         assert trial.metrics == pytest.approx(cold.history_[-1].metrics, abs=1e-5)
     started.clear()
     model.set_params(tolerance=None, passes=2, coordinates=coordinates)
-    tune(model, train_rows, validation=validation_rows, trials=3)
+    tune(model, train_rows, validation=validation_rows, trials=3, method="random")
     assert started == [False] * 3
 
 

@@ -271,8 +271,8 @@ def files_of(config: RunConfig) -> dict[str, list[int]]:
     external = [c for c in config.coordinates.values() if isinstance(c, ExternalScores)]
     sources = (config.data, *config.data.joined, *external)
     files = expand_paths([path for s in sources for path in (*s.train, *(s.validation or ()))])
-    if config.initial_model is not None:
-        model = config.initial_model
+    if config.earlier_model is not None:
+        model = config.earlier_model
         files += [p for p in (model, *sorted(model.rglob("*"))) if p.is_file()]
     stats = {str(file.absolute()): file.stat() for file in files}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

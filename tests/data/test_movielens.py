@@ -184,6 +184,16 @@ class TestPreparedTable:
             "Blue Ångström, The (1957)",
         ]
 
+    def test_title_words_are_those_of_the_title_without_its_year(self, table: pa.Table) -> None:
+        blue = ["blue", "ångström", "the"]
+        expected = [["unknown"], blue, ["rex", "iii", "v"], ["night", "nuit", "la"], blue]
+        assert table["title_words"].to_pylist() == expected
+
+    def test_days_hours_and_minutes_count_from_the_epoch(self, table: pa.Table) -> None:
+        seconds = table["timestamp"].to_numpy()
+        for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+            assert table[unit].to_pylist() == (seconds // length).tolist()
+
 
 @pytest.mark.parametrize(
     ("title", "year"),

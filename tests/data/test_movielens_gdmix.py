@@ -31,6 +31,10 @@ ROWS = {
     "genres": [["Action", "Sci_Fi"], ["Action", "Sci_Fi"], ["unknown"]],
     "release_date": [0.9975, 0.9975, None],
     "title": ["A (1995)", "A (1995)", "unknown"],
+    "title_words": [["a"], ["a"], ["unknown"]],
+    "day": [0, 0, 0],
+    "hour": [0, 0, 0],
+    "minute": [0, 0, 0],
 }
 
 

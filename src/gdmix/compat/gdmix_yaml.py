@@ -30,6 +30,8 @@ _COORDINATE: dict[str, type] = {
     "regularize_bias": bool,
     "has_intercept": bool,
     "offset_column_name": str,
+    "fixed_effect_variance_mode": str,
+    "random_effect_variance_mode": str,
     "gdmix_config": dict,
 }
 _RANDOM: dict[str, type] = {"partition_entity": str, "num_partitions": int}
@@ -37,11 +39,12 @@ _SOLVER = ("lbfgs_tolerance", "num_of_lbfgs_iterations", "num_of_lbfgs_curvature
 _WITHOUT_MEANING = (
     *("metadata_file", "data_format", "batch_size", "sparsity_threshold", "output_model_dir"),
     *("copy_to_local", "num_server_creation_retries", "retry_interval", "delayed_exit_in_seconds"),
-    *("disable_fixed_effect_scoring_after_training", "fixed_effect_variance_mode"),
+    *("disable_fixed_effect_scoring_after_training", "enable_local_indexing"),
     *("max_training_queue_size", "training_queue_timeout_in_seconds", "num_of_consumers"),
-    *("disable_random_effect_scoring_after_training", "random_effect_variance_mode"),
-    *("enable_local_indexing",),
+    *("disable_random_effect_scoring_after_training",),
 )
+_VARIANCE = {False: "fixed_effect_variance_mode", True: "random_effect_variance_mode"}
+_VARIANCES = ("NONE", "SIMPLE", "FULL")
 # Read without a word: they say what is so here anyway, or where GDMix finds what we find.
 _SILENT = {"metadata_file", "data_format", "enable_local_indexing"}
 _SHARED: dict[str, type] = {
@@ -153,11 +156,12 @@ class _GdmixFile:
         for section in _CLUSTER:
             if section in tree:
                 self.notes.append(f"{section}: ignored: this run is on one machine")
+        meaningless = {*_SOLVER, *_WITHOUT_MEANING, *_SHARED_WITHOUT_MEANING} - _SILENT
         ignored = dict.fromkeys(
             key
             for c in self._coordinates
             for key in (*c.keys, *c.shared)
-            if key in (*_SOLVER, *_WITHOUT_MEANING, *_SHARED_WITHOUT_MEANING) and key not in _SILENT
+            if key in meaningless or key == _VARIANCE[not c.entity]
         )
         if ignored:
             self.notes.append(f"ignored, as nothing here depends on them: {', '.join(ignored)}")
@@ -210,6 +214,10 @@ class _GdmixFile:
             self._check_types(place, keys, known)
             required = ("training_data_dir", *(("partition_entity",) if entity else ()))
             self._mistakes += [f"{place}.{k}: is required" for k in required if not keys.get(k)]
+            mode = keys.get(_VARIANCE[entity])
+            if isinstance(mode, str) and mode.upper() not in _VARIANCES:
+                what = f"{place}.{_VARIANCE[entity]}: '{mode}'"
+                self._mistakes.append(f"{what} is none of {', '.join(_VARIANCES)}")
             keys = {k: v for k, v in keys.items() if v is not None}
             shared = dict(shared) if isinstance(shared, Mapping) else {}
             inside = f"{place}.gdmix_config"
@@ -342,6 +350,7 @@ class _GdmixFile:
             "l2": l2,
             "intercept": c.keys.get("has_intercept", True),
             "regularize_intercept": c.keys.get("regularize_bias", True),
+            "variance": c.keys.get(_VARIANCE[c.entity], "none").lower(),
         }
 
 

@@ -161,7 +161,7 @@ def _weight_or_auto(value: Any) -> Any:
         with suppress(ValueError):
             number = float(value)
     if number is None or not 0 <= number < float("inf"):
-        raise PydanticCustomError("weight", f"should be a number from 0 up, or {' or '.join(AUTO)}")
+        raise PydanticCustomError("weight", f"should be 0 or more, or {' or '.join(AUTO)}")
     return float(number)
 
 
@@ -216,6 +216,15 @@ class _Coordinate(_Named):
             raise PydanticCustomError("repeated", f"bag '{repeated[0]}' is listed twice")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _regularized_by_its_weight(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "regularize_intercept" not in value:
+            weight = value.get("intercept_l2")
+            if isinstance(weight, int | float):
+                return {**value, "regularize_intercept": weight > 0}
+        return value
+
     @model_validator(mode="after")
     def _penalties_go_together(self) -> Self:
         for key, is_set in self._beside_l1().items():
@@ -228,8 +237,7 @@ class _Coordinate(_Named):
                 "penalty", f"intercept_l2: l2 '{self.l2}' estimates it too; remove it"
             )
         regularize: bool = getattr(self, "regularize_intercept")  # noqa: B009
-        explicit = "regularize_intercept" in self.model_fields_set
-        if self.intercept_l2 is not None and explicit and regularize != (self.intercept_l2 > 0):
+        if self.intercept_l2 is not None and regularize != (self.intercept_l2 > 0):
             raise PydanticCustomError(
                 "penalty",
                 f"intercept_l2 is {self.intercept_l2:g}, but regularize_intercept is "

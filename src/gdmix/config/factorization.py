@@ -54,7 +54,7 @@ class Factorization(_Named):
         {}, description="entity to feature bags from which its factors are foretold"
     )
     l2: FactorL2 = Field(
-        "auto", description="L2 weight of the factors; auto: estimated, one per factor and side"
+        3.0, description="L2 weight of the factors; auto: estimated, one per factor and side"
     )
     method: Literal["variational", "map"] = Field(
         "variational",

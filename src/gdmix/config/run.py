@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -36,12 +36,9 @@ _AUTO_PASSES = 10  # each pass after the first is an estimate from the one befor
 def _any_auto(tree: Mapping[str, Any]) -> bool:
     specs = tree.get("coordinates") or ()
     values = specs.values() if isinstance(specs, Mapping) else specs
-    weights = (
-        s.get("l2", "auto" if s.get("type") == "factorization" else None)
-        if isinstance(s, Mapping)
-        else getattr(s, "l2", None)
-        for s in values
-    )
+    if not isinstance(values, Iterable):
+        return False  # whatever it is, it is refused elsewhere
+    weights = (s.get("l2") if isinstance(s, Mapping) else getattr(s, "l2", None) for s in values)
     return any(weight in AUTO for weight in weights if isinstance(weight, str))
 
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(b|[kmgt]b|[kmgt]ib)?", re.IGNORECASE)

@@ -122,9 +122,7 @@ class FactorizationCoordinate:
         self, offset: F64, warm_start: FactorizationModel | None
     ) -> tuple[FactorizationModel, FitReport]:
         """Fit both sides in turn, as often as `alternations` says."""
-        labels = Labels(
-            self._train.response, self._train.weight, offset, self._loss, self._threads
-        )
+        labels = Labels(self._train.response, self._train.weight, offset, self._loss, self._threads)
         sides, rests = self._first(labels) if warm_start is None else self._taken(warm_start)
         dispersion = self._dispersion(labels, sides)
         fits: dict[int, EntitiesFit] = {}
@@ -356,9 +354,7 @@ class FactorizationCoordinate:
             total += 0.5 * float(costs[self._parts[number].has_rows].sum())
         return total
 
-    def _report(
-        self, fits: dict[int, EntitiesFit], sides: Sides, d1: F64, d2: F64
-    ) -> FitReport:
+    def _report(self, fits: dict[int, EntitiesFit], sides: Sides, d1: F64, d2: F64) -> FitReport:
         """Sum up the last fits; the gradient is that of both sides where they have ended."""
         squared = 0.0
         for number, side in enumerate(sides):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,8 @@ from gdmix.data.active_rows import sample_negatives
 from gdmix.data.dataset import Dataset
 from gdmix.glm import cholesky
 from gdmix.glm.large import DenseFactor, SparseMap, fit_large
-from gdmix.glm.newton import Labels
+from gdmix.glm.newton import Labels, Minimum
+from gdmix.glm.proximal import fit_large_proximal
 from gdmix.glm.scoring import score_fixed
 from gdmix.glm.variance import packed_lower
 from gdmix.model.coefficients import FixedCoefficients
@@ -113,7 +114,7 @@ class FixedEffectCoordinate:
 
     def fit(self, offset: F64, warm_start: LinearModel | None) -> tuple[LinearModel, FitReport]:
         """Fit to the training rows."""
-        spec, regularization = self._spec, self.regularization
+        spec = self._spec
         start = None if warm_start is None else warm_start.coefficients.values
         if self._mean is not None:
             start = None if start is None else start - self._mean
@@ -127,18 +128,9 @@ class FixedEffectCoordinate:
             "start": start,
             "threads": self._threads,
         }
-        if regularization.l1.size or regularization.lower.size:
-            from gdmix.glm.proximal import fit_large_proximal
-
-            fit = fit_large_proximal(
-                *rows,
-                l1=regularization.l1,
-                lower=regularization.lower,
-                upper=regularization.upper,
-                **options,
-            )
-        else:
-            fit = fit_large(*rows, **options)
+        proximal = self.regularization.proximal
+        solve: Callable[..., Minimum] = fit_large if proximal is None else fit_large_proximal
+        fit = solve(*rows, **options, **(proximal or {}))
         values = fit.coefficients if self._mean is None else fit.coefficients + self._mean
         model = LinearModel(spec.features, spec.intercept, FixedCoefficients(values))
         return model, FitReport(1, {fit.status: 1}, fit.iterations, fit.gradient_norm)

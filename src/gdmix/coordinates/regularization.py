@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +87,18 @@ class Regularization:
     def reweighted(self, group_weight: F64) -> Regularization:
         """Return the same with other weights of the groups."""
         return replace(self, group_weight=group_weight)
+
+    @property
+    def proximal(self) -> dict[str, Any] | None:
+        """(columns,) L1 weights and bounds, if there are any."""
+        if not (self.l1.size or self.lower.size):
+            return None
+        columns = self.group.size
+        return {
+            "l1": self.l1 if self.l1.size else np.zeros(columns),
+            "lower": self.lower if self.lower.size else np.full(columns, -np.inf),
+            "upper": self.upper if self.upper.size else np.full(columns, np.inf),
+        }
 
     def quadratic(self) -> QuadraticPenalty:
         """Return the quadratic part, of a fixed effect."""

@@ -55,7 +55,7 @@ def write_score_folders(
         If the system refuses to write there.
     """
     once = config.passes == 1 and config.solver == "descent"
-    gradual = once and config.initial_model is None
+    gradual = once and config.earlier_model is None
     total = memory.copy(rows.offset)
     for score in () if gradual else own.values():
         total += score

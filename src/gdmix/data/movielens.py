@@ -57,6 +57,10 @@ RECBOLE_SHA256: Mapping[str, str] = {
     _RECBOLE_USERS: "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 }
 
+_YEAR = re.compile(r"\((\d{4})\)")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_SECONDS = {"day": 86_400, "hour": 3_600, "minute": 60}
+
 _CONNECT_SECONDS = 10
 _PIP_SECONDS = 300
 
@@ -97,6 +101,10 @@ SCHEMA = pa.schema(
         ("genres", pa.list_(pa.string())),
         ("release_date", pa.float32()),
         ("title", pa.string()),
+        ("title_words", pa.list_(pa.string())),
+        ("day", pa.int64()),
+        ("hour", pa.int64()),
+        ("minute", pa.int64()),
     ]
 )
 """The columns of the prepared files. The rating is left out: it would leak the response."""
@@ -207,8 +215,10 @@ def prepare(directory: Path, *, source: Path | None = None) -> MovieLensFiles:
 _CONFIGURATIONS = (
     "movielens.yaml",
     "movielens_gdmix.yaml",
+    "movielens_auto.yaml",
     "movielens_tune.yaml",
     "movielens_lightgbm.yaml",
+    "movielens_best.yaml",
 )
 
 
@@ -363,7 +373,7 @@ def release_year(title: str) -> int | None:
     1995
     """
     # Not quite the end for the straight-to-video "Land Before Time III: ... (1995) (V)".
-    years = re.findall(r"\((\d{4})\)", title)
+    years = _YEAR.findall(title)
     return int(years[-1]) if years else None
 
 
@@ -381,11 +391,13 @@ def prepared_table(raw: RawTables) -> pa.Table:
         One row per rating, in the order of the ratings, with the columns of `SCHEMA`: `uid`
         counts the rows from 0, `response` is 1 for a rating above 3 and 0 otherwise, `age`
         is in units of 100 years, and `release_date` is the title's year / 2000, or null
-        where the title has none.
+        where the title has none. `title_words` are the distinct words of the title, in lower
+        case and without the year; `day`, `hour` and `minute` count from the epoch.
     """
     # Looked up rather than joined: a join does not keep the order, which `uid` depends on.
     users = raw.users.take(pc.index_in(raw.ratings["user_id"], raw.users["user_id"]))
     movies = raw.movies.append_column("release_date", _release_dates(raw.movies["title"]))
+    movies = movies.append_column("title_words", _title_words(raw.movies["title"]))
     movies = movies.take(pc.index_in(raw.ratings["movie_id"], movies["movie_id"]))
     rows = len(raw.ratings)
     columns = {
@@ -401,6 +413,8 @@ def prepared_table(raw: RawTables) -> pa.Table:
         "genres": movies["genres"],
         "release_date": movies["release_date"],
         "title": movies["title"],
+        "title_words": movies["title_words"],
+        **{unit: pc.divide(raw.ratings["timestamp"], n) for unit, n in _SECONDS.items()},
     }
     return pa.table(columns, schema=SCHEMA).combine_chunks()
 
@@ -515,6 +529,12 @@ def _movies(movies: Iterator[_Movie]) -> pa.Table:
             "genres": pa.array(genres, pa.list_(pa.string())),
         }
     )
+
+
+def _title_words(titles: pa.ChunkedArray) -> pa.Array:
+    texts = (_YEAR.sub("", title.lower()) for title in titles.to_pylist())
+    words = [list(dict.fromkeys(_WORD.findall(text))) for text in texts]
+    return pa.array(words, pa.list_(pa.string()))
 
 
 def _release_dates(titles: pa.ChunkedArray) -> pa.Array:

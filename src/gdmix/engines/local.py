@@ -18,6 +18,7 @@ from gdmix._version import __version__
 from gdmix.config import (
     JOINT,
     AvroLayout,
+    CoordinateSpec,
     CustomEffect,
     ExternalScores,
     Factorization,
@@ -118,12 +119,12 @@ class LocalEngine:
         )
         mode = config.validate_mode
         threads = config.threads or available_threads()
-        # What a locked coordinate knows is not left out for being rare.
+        # What a coordinate keeps of an earlier model is not left out for being rare.
         always = {
             bag: initial.indices[bag]
-            for spec in config.locked.values()
+            for name, spec in _keeping(config).items()
             for bag in spec.bags
-            if initial is not None
+            if initial is not None and name in initial.coordinates
         }
         train_rows, indices = load_training(
             train, schema, config.task, mode, threads=threads, always=always
@@ -157,14 +158,18 @@ def _check_external(config: ModelConfig, validation: Source | None) -> None:
             raise ConfigError(f"coordinates.{name}: needs `validation`: scores of those rows")
 
 
+def _keeping(config: ModelConfig) -> Mapping[str, CoordinateSpec]:
+    """Return the coordinates that keep all features that an earlier model has."""
+    return config.locked if config.prior is None else {**config.linear, **config.locked}
+
+
 def _with_locked_features(
     config: ModelConfig, rows: Dataset, indices: Mapping[str, FeatureIndex], initial: TrainedModel
 ) -> tuple[Dataset, Mapping[str, FeatureIndex]]:
     """Let the index know all features of locked coordinates and of those with a prior."""
-    keeping = config.linear if config.prior is not None else config.locked
     wider = {
         bag: indices[bag].extended(initial.indices[bag])
-        for name, spec in keeping.items()
+        for name, spec in _keeping(config).items()
         for bag in spec.bags
         if config.features[bag].feature_list is None and name in initial.coordinates
     }

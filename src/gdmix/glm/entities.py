@@ -8,11 +8,13 @@ dual Newton               few rows, otherwise                   n^3 / 6
 primal Newton, Cholesky   few features                          nnz d + d^3 / 6
 primal Newton, CG         otherwise                             a few passes over nnz
 large problem             one entity with a large share of all  parallel over its rows
+proximal Newton           an L1 penalty                         nnz d + d^3 / 6, a few times
 ========================  ====================================  ===========================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
-from gdmix.glm import dual_newton, primal_newton
+from gdmix.glm import dual_newton, primal_newton, proximal_newton
 from gdmix.glm.compiled import kernel
 from gdmix.glm.dual_newton import solve_dual
 from gdmix.glm.dual_newton_simd import MAX_COEFFICIENTS, MAX_ROWS, solve_by_fours
 from gdmix.glm.large import fit_large
 from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.newton import Minimum
 from gdmix.glm.objective import is_dense
 from gdmix.glm.penalty import EntityPenalty, QuadraticPenalty, fill_matrix
 from gdmix.glm.primal_newton import solve_primal
+from gdmix.glm.proximal import fit_large_proximal
+from gdmix.glm.proximal_newton import UNBOUNDED, solve_proximal
 from gdmix.glm.status import NOT_FINITE, STALLED, UNSOLVED
 from gdmix.glm.threads import map_threads, split_evenly
 
@@ -150,24 +155,27 @@ def fit_entities(
     status = np.full(block.n_entities, UNSOLVED, np.int8)
     iterations = np.zeros(block.n_entities, np.int32)
     gradient_norm = np.zeros(block.n_entities)
-    rows = np.diff(block.row_ptr)
-    large = np.flatnonzero(rows >= LARGE_ROWS)
+    counts = np.diff(block.row_ptr)
+    large = np.flatnonzero(counts >= LARGE_ROWS)
     for e in large:
         first, last = block.coefficient_ptr[e], block.coefficient_ptr[e + 1]
         design, own = _entity_problem(block, int(e))
-        fit = fit_large(
-            design,
-            block.response[own],
-            block.weight[own],
-            offset[own],
-            loss=loss,
-            penalty=_large_penalty(block, int(e), l2, intercept_l2, penalty),
-            intercept=intercept,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-            start=coefficients[first:last],
-            threads=threads,
-        )
+        rows = design, block.response[own], block.weight[own], offset[own]
+        options: dict[str, Any] = {
+            "loss": loss,
+            "penalty": _large_penalty(block, int(e), l2, intercept_l2, penalty),
+            "intercept": intercept,
+            "tolerance": tolerance,
+            "max_iterations": max_iterations,
+            "start": coefficients[first:last],
+            "threads": threads,
+        }
+        solve_one: Callable[..., Minimum] = fit_large
+        if penalty is not None and penalty.is_l1:
+            none = np.full(int(last - first), np.inf)
+            options |= {"l1": penalty.l1[first:last], "lower": -none, "upper": none}
+            solve_one = fit_large_proximal
+        fit = solve_one(*rows, **options)
         coefficients[first:last] = fit.coefficients
         status[e] = fit.status
         iterations[e] = fit.iterations
@@ -177,7 +185,7 @@ def fit_entities(
     simple = penalty is None and l2 >= MIN_SIMD_L2
     if simple and (intercept_l2 >= MIN_SIMD_L2 or not intercept):
         sizes = np.diff(block.coefficient_ptr)
-        suited = (rows <= np.minimum(MAX_ROWS, 2 * sizes)) & (sizes <= MAX_COEFFICIENTS)
+        suited = (counts <= np.minimum(MAX_ROWS, 2 * sizes)) & (sizes <= MAX_COEFFICIENTS)
 
     # Plain numbers: a kernel called with an integer l2 would be compiled anew.
     problem: tuple[Any, ...] = (
@@ -191,9 +199,8 @@ def fit_entities(
         block.weight,
         offset,
         1.0 if intercept else 0.0,
-        float(intercept_l2),
-        float(l2),
     )
+    weights: tuple[Any, ...] = float(intercept_l2), float(l2)
     of_coefficients = EntityPenalty(np.empty(0)) if penalty is None else penalty
     matrices: tuple[Any, ...] = (
         of_coefficients.weights,
@@ -206,12 +213,16 @@ def fit_entities(
     result: tuple[Any, ...] = coefficients, status, iterations, gradient_norm
 
     def solve(entities: I64) -> None:
+        if of_coefficients.is_l1:
+            own: tuple[Any, ...] = *matrices, of_coefficients.l1
+            _solve_range_proximal(entities, *problem, *own, *limits, *result)
+            return
         # Two kernels rather than one that calls both: LLVM compiles a callee within each caller.
         if suited[entities].any():
-            solve_by_fours(entities[suited[entities]], *problem, *limits, *result)
-        _solve_range(entities, *problem, *matrices, *limits, *result)
+            solve_by_fours(entities[suited[entities]], *problem, *weights, *limits, *result)
+        _solve_range(entities, *problem, *weights, *matrices, *limits, *result)
 
-    map_threads(solve, _tasks(rows, threads), threads)
+    map_threads(solve, _tasks(counts, threads), threads)
     _discard_overflow(block.coefficient_ptr, coefficients, gradient_norm, status)
     return EntitiesFit(coefficients, status, iterations, gradient_norm)
 
@@ -392,4 +403,69 @@ def _solve_range(
                 rows, buffers, factor, report,
             )  # fmt: skip
             iterations[e] += np.int32(report[0])
+        gradient_norm[e] = report[1]
+
+
+@kernel
+def _solve_range_proximal(
+    entities: I64,
+    loss: int,
+    row_ptr: I64,
+    coefficient_ptr: I64,
+    indptr: I64,
+    indices: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    response: F64,
+    weight: F64,
+    offset: F64,
+    intercept: float,
+    weights: F64,
+    means: F64,
+    intercept_weight: float,
+    hessian_ptr: I64,
+    hessians: F64,
+    l1: F64,
+    tolerance: float,
+    max_iterations: int,
+    coefficients: F64,
+    status: NDArray[np.int8],
+    iterations: NDArray[np.int32],
+    gradient_norm: F64,
+) -> None:
+    """Do as `_solve_range`, of problems with an L1 penalty."""
+    most_rows, d = 1, 1
+    for k in range(entities.size):
+        e = entities[k]
+        if status[e] == UNSOLVED:
+            most_rows = max(most_rows, row_ptr[e + 1] - row_ptr[e])
+            d = max(d, coefficient_ptr[e + 1] - coefficient_ptr[e])
+    rows = np.empty((proximal_newton.ROW_BUFFERS, most_rows))
+    buffers = np.empty((proximal_newton.COEFFICIENT_BUFFERS, d))
+    places = np.empty(d, np.int64)
+    hessian, factor = np.empty((d, d)), np.empty((d, d))
+    lower, upper = np.full(d, -UNBOUNDED), np.full(d, UNBOUNDED)
+    with_matrix = means.size > 0 or hessian_ptr.size > 0
+    room = np.empty(d * d if with_matrix else 0)
+    none = np.empty((0, 0))
+    report = np.zeros(2)
+    for k in range(entities.size):
+        e = entities[k]
+        if status[e] != UNSOLVED:
+            continue
+        first, last = row_ptr[e], row_ptr[e + 1]
+        start = coefficient_ptr[e]
+        theta = coefficients[start : coefficient_ptr[e + 1]]
+        d = theta.size
+        matrix = none
+        if with_matrix:
+            own = room[: d * d].reshape((d, d))
+            if fill_matrix(e, start, means, intercept_weight, hessian_ptr, hessians, own):
+                matrix = own
+        status[e] = solve_proximal(
+            loss, last - first, indptr[first : last + 1], indices, values, response[first:last],
+            weight[first:last], offset[first:last], intercept, weights[start : start + d], matrix,
+            l1[start : start + d], lower[:d], upper[:d], tolerance, max_iterations, theta, rows,
+            buffers, places, hessian, factor, report,
+        )  # fmt: skip
+        iterations[e] = np.int32(report[0])
         gradient_norm[e] = report[1]

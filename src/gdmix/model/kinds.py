@@ -51,18 +51,17 @@ def _read_linear(
 ) -> LinearModel:
     fixed = entry["type"] == "fixed_effect"
     features, intercept = tuple(entry["features"]), bool(entry["intercept"])
+    dispersion = float(entry.get("dispersion", 1.0))
     if entry.get("format") != "avro":
         coefficients = read_fixed(folder) if fixed else read_random(folder)
-        dispersion = float(entry.get("dispersion", 1.0))
         return LinearModel(features, intercept, coefficients, entry["entity"], dispersion)
     models = read_models(model_files(folder))
     own = [indices[bag] for bag in features]
     kind = pa.int64() if entry["entities"] == "integers" else pa.large_string()
-    found = models.fixed(own) if fixed else models.random(own, kind)
-    dispersion = float(entry.get("dispersion", 1.0))
-    if found.variances is not None:
-        found = replace(found, variances=found.variances * dispersion)
-    return LinearModel(features, intercept, found, entry["entity"], dispersion)
+    coefficients = models.fixed(own) if fixed else models.random(own, kind)
+    if coefficients.variances is not None:
+        coefficients = replace(coefficients, variances=coefficients.variances * dispersion)
+    return LinearModel(features, intercept, coefficients, entry["entity"], dispersion)
 
 
 _READERS: Mapping[str, Reader] = {

@@ -400,6 +400,7 @@ def read_models(files: Sequence[Path], label: str = "") -> PhotonModels:
     if not known_variances[2].size:
         return models
     indptr, features, values = known_variances
+    values = np.where(np.isposinf(values), 0.0, values)  # nothing is known of it
     certain = replace(models, indptr=indptr, features=features, values=values)
     _refuse(certain, "variance")
     if (values < 0.0).any():

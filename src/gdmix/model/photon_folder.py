@@ -219,6 +219,7 @@ def split_crossed(model: LinearModel, names: pa.Array, terms: pa.Array) -> Photo
     if isinstance(model.coefficients, RandomCoefficients):
         raise ModelError("is a random effect: there is nothing to split")
     values, names, terms = model.coefficients.values[1:], names[1:], terms[1:]
+    variances = model.coefficients.variances
     if model.intercept and model.coefficients.values[0] != 0:
         log.warning("the intercept, %g, is of no entity: left out", model.coefficients.values[0])
     parts = pc.split_pattern(names, _CROSS, max_splits=1)
@@ -243,6 +244,7 @@ def split_crossed(model: LinearModel, names: pa.Array, terms: pa.Array) -> Photo
         distinct_names,
         distinct_terms,
         None,
+        None if variances is None else variances[1:][order],
     )
 
 
@@ -269,6 +271,7 @@ def with_split_crossed(model: TrainedModel, coordinate: str, entity: str) -> Tra
     random = LinearModel(
         (bag,), models.has_intercept, models.random([index], natural_type(models.ids)), entity
     )
+    random = replace(random, dispersion=crossed.dispersion)
     return replace(
         model,
         bags={b: model.bags[b] for b in kept} | {bag: FeatureBag(columns=columns)},

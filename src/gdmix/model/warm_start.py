@@ -32,30 +32,31 @@ def check_initial_model(model: TrainedModel, config: ModelConfig) -> None:
         One line per difference.
     """
     findings = []
+    key = "initial_model" if config.prior is None else "prior.model"
     if model.task != config.task:
-        findings.append(f"initial_model: its task is {model.task}, that of this run {config.task}")
+        findings.append(f"{key}: its task is {model.task}, that of this run {config.task}")
     known = ", ".join(model.coordinates)
     for name, spec in config.coordinates.items():
         if name in model.coordinates:
             findings += [
-                f"coordinates.{name}: {what} is {here}, in initial_model it is {there}"
+                f"coordinates.{name}: {what} is {here}, in {key} it is {there}"
                 for what, here, there in _differences(spec, model.coordinates[name])
             ]
         elif name in config.locked:
             hint = did_you_mean(name, model.coordinates)
             findings.append(
-                f"coordinates.{name}: is locked, but initial_model has no '{name}'{hint}; "
+                f"coordinates.{name}: is locked, but {key} has no '{name}'{hint}; "
                 f"it has: {known}"
             )
     for bag, own in config.used_features.items():
         here, there = own.hash_buckets, model.bags.get(bag, own).hash_buckets
         if here != there:
             findings.append(
-                f"features.{bag}.hash_buckets: is {_or_none(here)}, in initial_model it is "
+                f"features.{bag}.hash_buckets: is {_or_none(here)}, in {key} it is "
                 f"{_or_none(there)}: other columns"
             )
     if not set(model.coordinates) & set(config.coordinates):
-        findings.append(f"initial_model: has none of this run's coordinates; it has: {known}")
+        findings.append(f"{key}: has none of this run's coordinates; it has: {known}")
     if findings:
         raise ConfigError("\n".join(findings))
     for name in config.fitted.keys() & model.coordinates.keys():
@@ -67,9 +68,7 @@ def check_initial_model(model: TrainedModel, config: ModelConfig) -> None:
             log.warning("initial model: coordinate '%s' is not one of this run: left out", name)
 
 
-def _differences(
-    spec: CoordinateSpec, model: CoordinateModel
-) -> Iterator[tuple[str, str, str]]:
+def _differences(spec: CoordinateSpec, model: CoordinateModel) -> Iterator[tuple[str, str, str]]:
     """Yield what differs, here and in the model."""
     if spec.type != model.type:
         yield "type", spec.type, model.type
