@@ -197,6 +197,25 @@ class TestMeaning:
             "num_of_consumers",
         )
 
+    def test_variances(self, shop: Path) -> None:
+        mode = '"fixed_effect_variance_mode": "SIMPLE", "random_effect_variance_mode": "FULL"'
+        loaded = load_run(edited('"l2_reg_weight": 2.0,', f'"l2_reg_weight": 2.0, {mode},'))
+        assert [spec.variance for spec in loaded.config.linear.values()] == [
+            "simple",
+            "none",
+            "none",
+        ]
+        assert "random_effect_variance_mode" in loaded.notes[-1]  # of another kind of coordinate
+        assert "fixed_effect_variance_mode" not in loaded.notes[-1]
+        mode = '"random_effect_variance_mode": "FULL"'
+        loaded = load_run(edited('"l2_reg_weight": 3,', f'"l2_reg_weight": 3, {mode},'))
+        assert loaded.config.linear["per-item"].variance == "full"
+        bad = '"l2_reg_weight": 3, "random_effect_variance_mode": "HALF",'
+        assert mistakes('"l2_reg_weight": 3,', bad) == [
+            "random_effect_config.per-item.random_effect_variance_mode: 'HALF' is none of "
+            "NONE, SIMPLE, FULL"
+        ]
+
     def test_it_can_be_written_and_read_again(self, shop: Path) -> None:
         config = load_run(Path("lr.yaml")).config
         config.to_yaml(Path("ours.yaml"))

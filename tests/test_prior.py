@@ -11,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize
 
-from gdmix import ConfigError, FixedEffect, MixedModel, ModelError, RandomEffect
+from gdmix import ConfigError, FixedEffect, MixedModel, ModelError, RandomEffect, RunConfig
 from gdmix.config import AvroLayout
 from gdmix.convert import convert_model
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 from gdmix.model.linear import LinearModel
 from gdmix.model.store import read_model, write_model
+from gdmix.runs import files_of, run
 
 F64 = NDArray[np.float64]
 
@@ -337,6 +338,85 @@ def test_from_an_avro_model(kind: str, task: str, tmp_path: Path) -> None:
     theirs = MixedModel(**(ours.get_params() | {"prior": prior})).fit(b)
     for name in ("global", "per-user"):
         assert distance(ours, theirs, name) < 1e-10
+
+
+# Runs
+
+
+def test_a_run_and_how_it_is_known_again(project: Path) -> None:
+    """`gdmix train` with a prior, from YAML; its model is one of the inputs."""
+    first = {"coordinates.global.save_hessian": "true", "coordinates.per-user.variance": "simple",
+             "coordinates.per-item.variance": "full"}  # fmt: skip
+    run(RunConfig.from_yaml(Path("run.yaml"), first))
+    prior = {"prior": "{model: runs/one, weight: 0.5, forgetting: 0.9}", "output": "runs/two"}
+    config = RunConfig.from_yaml(Path("run.yaml"), first | prior)
+    run(config)
+    assert RunConfig.from_yaml(Path("runs/two/run.yaml")) == config
+    assert any("runs/one" in file for file in files_of(config))
+    before, after = (read_model(Path(f"runs/{name}")) for name in ("one", "two"))
+    for name, model in after.linear.items():
+        assert model.coefficients.variances is not None
+        values = before.linear[name].coefficients.values
+        assert not np.array_equal(model.coefficients.values, values)
+    # Rows that the model knows already make it surer.
+    one, two = (m.linear["global"].coefficients.variances for m in (before, after))
+    assert one is not None
+    assert two is not None
+    assert (two < one).all()
+    bad = first | prior | {"task": "linear_regression"}
+    with pytest.raises(ConfigError, match=r"prior\.model: its task is logistic_regression"):
+        run(RunConfig.from_yaml(Path("run.yaml"), bad), overwrite=True)
+
+
+def test_rare_features_of_the_earlier_model_keep_their_values(tmp_path: Path) -> None:
+    """A feature that new rows have too seldom to be found is one that the model knows."""
+    a, b = make_rows(TASKS[1], 400, 1), make_rows(TASKS[1], 400, 2, kinds="uv")
+    kinds = b["kind"].to_pylist()
+    kinds[:3] = ["w"] * 3
+    b = b.set_column(b.schema.get_field_index("kind"), "kind", pa.array(kinds))
+    features = {"f": {"columns": ["a", "b", "kind"], "min_count": 5}}
+    first = make(FIXED, features=features).fit(a)
+    after = continued(first, b, tmp_path / "a")
+    everything = MixedModel(**(after.get_params() | {"features": FEATURES})).fit(b)
+    assert distance(after, everything) < 1e-9
+
+
+def test_hashed_features(tmp_path: Path) -> None:
+    task = TASKS[0]
+    a, b = make_rows(task, 150, 1, kinds="uv"), make_rows(task, 150, 2, kinds="vw")
+    features = {"f": {"columns": ["a", "b", "kind"], "hash_buckets": 64}}
+    for spec in (FIXED, RANDOM):
+        after = continued(make(spec, task=task, features=features).fit(a), b, tmp_path / spec.name)
+        together = make(spec, task=task, features=features).fit(pa.concat_tables([a, b]))
+        assert distance(after, together) < 1e-8
+
+
+def test_the_example_in_the_documentation(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "how_it_works.md"
+    section = page.read_text(encoding="utf-8").split("## Variances, priors")[1]
+    code = section.split("```python\n")[1].split("```")[0]
+    rng = np.random.default_rng(0)
+
+    def rows(n: int) -> dict[str, Any]:
+        return {
+            "user_id": np.arange(n) % 50,
+            "genres": [[f"g{i}", f"g{i + 4}"] for i in rng.integers(0, 4, n)],
+            "price": rng.normal(size=n),
+            "response": rng.integers(0, 2, n),
+        }
+
+    names: dict[str, Any] = {"monday": rows(500), "tuesday": rows(300), "new": rows(20)}
+    names |= {kind.__name__: kind for kind in (MixedModel, FixedEffect, RandomEffect)}
+    exec(code, names)
+    later = MixedModel.load("tuesday")
+    assert later.predict(names["new"], kind="std_error").min() > 0
+    assert names["model"].coefficients("per-user", entity=42).column_names == [
+        "name",
+        "term",
+        "value",
+        "variance",
+    ]
 
 
 # Mistakes

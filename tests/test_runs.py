@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from gdmix import DataError, MixedModel, ModelError, OutputError, RunConfig
+from gdmix import ConfigError, DataError, MixedModel, ModelError, OutputError, RunConfig
 from gdmix.runs import read_history, run
 
 NAMES = ("global", "per-user", "per-item")
@@ -62,6 +62,54 @@ def test_without_validation_rows(project: Path) -> None:
     assert history.metrics_of == "train"
     assert not (project / "runs/one/global/validation_scores").exists()
     assert (project / "runs/one/global/train_scores").exists()
+
+
+def test_early_stopping_ends_where_passes_no_longer_help(project: Path) -> None:
+    history = run(configured(passes="40", early_stopping="2", select="best", metrics="[logloss]"))
+    ends = [s["metrics"]["logloss"] for s in history.steps[2::3]]
+    assert 3 <= len(ends) < 40
+    assert min(ends[-2:]) >= min(ends[:-2])
+    assert all(min(ends[k + 1 : k + 3]) < min(ends[: k + 1]) for k in range(len(ends) - 3))
+
+
+def test_early_stopping_needs_validation_rows(project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"early_stopping needs data\.validation"):
+        configured(data="{train: train.parquet}", early_stopping="2")
+
+
+def test_models_of_all_passes(project: Path) -> None:
+    run(configured(passes="3", output_models="all"))
+    run(configured(passes="2", output="runs/two"))
+    folders = sorted(p.name for p in Path("runs/one/passes").iterdir())
+    assert folders == ["1", "2", "3"]
+    for name in NAMES:
+        of_two = MixedModel.load("runs/two").coefficients(name)
+        assert MixedModel.load("runs/one/passes/2").coefficients(name).equals(of_two)
+        of_three = MixedModel.load("runs/one").coefficients(name)
+        assert MixedModel.load("runs/one/passes/3").coefficients(name).equals(of_three)
+
+
+def test_no_models(project: Path) -> None:
+    history = run(configured(output_models="none"))
+    assert read_history(Path("runs/one")) == history
+    assert not (Path("runs/one") / "manifest.json").exists()
+    assert (Path("runs/one/global/train_scores")).exists()
+    run(configured(output_models="none"), overwrite=True)
+    with pytest.raises(ModelError, match="is not a model"):
+        MixedModel.load("runs/one")
+
+
+def test_estimated_weights_are_in_the_history(project: Path) -> None:
+    auto = {f"coordinates__{name}__l2": "auto" for name in NAMES}
+    history = run(configured(**auto))
+    assert read_history(Path("runs/one")) == history
+    groups = [(c["coordinate"], c["group"]) for c in history.variance_components]
+    assert ("per-user", "(INTERCEPT)") in groups
+    assert ("global", "(INTERCEPT)") not in groups
+    assert history.log_marginal_likelihood is not None
+    for component in history.variance_components:
+        assert component["l2"] * component["variance"] == pytest.approx(1.0)
+        assert 0 < component["effective"] < component["coefficients"]
 
 
 def test_a_run_can_be_repeated_from_its_folder(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,31 @@ from gdmix.data.feature_summary import summarize
 from gdmix.data.tfrecord.write import write_sequence_examples
 from gdmix.data.write import temporary_folder, write_table
 from gdmix.estimator import MixedModel
+from gdmix.glm.laplace import MAX_EXACT_COEFFICIENTS
 from gdmix.glm.large import MAX_DIRECT_COEFFICIENTS
 from gdmix.glm.matrix import CsrMatrix
+from gdmix.glm.penalty import EntityPenalty
 
 _WIDE = MAX_DIRECT_COEFFICIENTS + 1
+_MANY = MAX_EXACT_COEFFICIENTS + 1
 _NO_MEMORY = 1000  # bytes: so few that rows are parted
 _TASKS: tuple[Task, ...] = ("logistic_regression", "linear_regression", "poisson_regression")
 
 
 def compile_kernels() -> float:
-    """Train and score a tiny model of each task; return the CPU seconds it took."""
+    """Train and score tiny models of every kind; return the CPU seconds it took."""
     started = time.process_time()
+    logger = logging.getLogger("gdmix")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what is said of such rows means nothing
+    try:
+        _train_all()
+    finally:
+        logger.setLevel(level)
+    return time.process_time() - started
+
+
+def _train_all() -> None:
     n = 64
     response = (np.arange(n) * 7 % 5 < 2).astype(float)
     rows = {
@@ -59,6 +74,9 @@ def compile_kernels() -> float:
         model.fit(rows, validation=rows).predict(rows)
         model.fit(hard)
     _select_and_sample(rows)
+    with temporary_folder(None) as folder:
+        _train_on(rows, folder)
+    _penalise(rows)
     # From an earlier model, with an entity that has too few rows, and one that has none.
     later = {**rows, "entity": np.append(9, np.arange(1, n) % 3)}
     # More features than a direct solver takes.
@@ -69,7 +87,6 @@ def compile_kernels() -> float:
         model.save(folder / "model")
         _read_and_write(folder)
         model.set_params(solver="descent", initial_model=folder / "model").fit(later)
-    return time.process_time() - started
 
 
 def _select_and_sample(rows: dict[str, Any]) -> None:
@@ -93,6 +110,51 @@ def _select_and_sample(rows: dict[str, Any]) -> None:
     model.fit(rows)
     table = np.ones((2, 2), np.float32)
     summarize(CsrMatrix.dense(table, np.arange(2)), np.ones(2))
+
+
+def _penalise(rows: dict[str, Any]) -> None:
+    """Estimate L2 weights, of few and of many coefficients; zero and bound coefficients."""
+    many = {"name": [f"n{i}" for i in range(_MANY)], "response": np.arange(_MANY) % 2}
+    few: list[FixedEffect | RandomEffect] = [
+        FixedEffect("global", features="all", l2="auto"),
+        RandomEffect("own", entity="entity", features="all", l2="auto"),
+    ]
+    for task in _TASKS:
+        model = MixedModel(few, features={"all": ["x", "tags"]}, task=task, passes=2)
+        model.fit(rows)
+        model = MixedModel(
+            [FixedEffect("global"), RandomEffect("own", entity="name", l2="auto")],
+            task=task,
+            passes=2,
+        )
+        model.fit(many)
+    sparse: list[FixedEffect | RandomEffect] = [
+        FixedEffect("global", features="all", l1=0.1, bounds={"x": (0.0, 1.0)}),
+        RandomEffect("own", entity="entity", features="all", l1=0.1),
+    ]
+    MixedModel(sparse, features={"all": ["x", "tags"]}, passes=2).fit(rows)
+    names = {"names": ["name"]}
+    MixedModel([FixedEffect("global", features="names", l1=0.1)], features=names).fit(many)
+
+
+def _train_on(rows: dict[str, Any], folder: Path) -> None:
+    """Train models that know how certain they are, and go on with these as a prior."""
+    features = {"all": ["x", "tags"]}
+    kinds: tuple[dict[str, Any], ...] = {"variance": "full"}, {"save_hessian": True}
+    for known in kinds:
+        coordinates: list[FixedEffect | RandomEffect] = [
+            FixedEffect("global", features="all", penalty_factors={"x": 2.0}, **known),
+            RandomEffect("own", entity="entity", features="all", **known),
+        ]
+        model = MixedModel(coordinates, features=features).fit(rows)
+        model.predict(rows, "std_error")
+        model.predict(rows, "sample", seed=1)
+        model.save(folder / "earlier")
+        model.set_params(prior={"model": folder / "earlier", "forgetting": 0.5}).fit(rows)
+    centred = RandomEffect("own", entity="entity", features="all", normalization="standardize")
+    MixedModel([centred], features=features).fit(rows)
+    # Of an entity with a large share of all rows.
+    EntityPenalty(np.ones(2), means=np.ones(2)).of_entity(np.array([0, 2]), 0)
 
 
 def _read_and_write(folder: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
+from scipy.optimize import minimize
+from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from gdmix import FixedEffect, MixedModel, RandomEffect
@@ -226,3 +227,48 @@ def test_too_many_columns_to_couple() -> None:
 def test_nonsense_is_refused(spec: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spec()
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_an_elastic_net_is_that_of_scikit_learn(random: bool) -> None:
+    x = np.column_stack([ROWS["x"], ROWS["y"], *(ROWS["kind"] == k for k in ("a", "b:c", "d"))])
+    options: dict[str, Any] = {"features": ["numbers", "kinds"], "l2": 0.5, "l1": 12.0}
+    spec: Any = FixedEffect("f", **options)
+    if random:
+        spec = RandomEffect("f", entity="entity", regularize_intercept=False, **options)
+    model = MixedModel([spec], features=FEATURES, task="linear_regression")
+    model.fit(rows("linear_regression"))
+    zeros = 0
+    for entity in range(7) if random else [None]:
+        own = ROWS["entity"] == entity if random else np.ones(N, bool)
+        n = int(own.sum())
+        expected = ElasticNet(alpha=12.5 / n, l1_ratio=12.0 / 12.5, tol=1e-12, max_iter=100_000)
+        expected.fit(x[own].astype(float), LABELS["linear_regression"][own])
+        table = model.coefficients("f", entity=entity)
+        found = table["value"].to_numpy()
+        np.testing.assert_allclose(
+            found, [expected.intercept_, *expected.coef_], atol=1e-5, rtol=1e-5
+        )
+        np.testing.assert_array_equal(found[1:] == 0, np.abs(expected.coef_) < 1e-12)
+        zeros += int((found == 0).sum())
+    assert zeros > 0
+
+
+def test_bounds_hold_and_are_the_optimum() -> None:
+    spec = FixedEffect("f", features="numbers", l2=1.0, bounds={"x": [None, 0.1], "y": [9, None]})
+    model = MixedModel([spec], features=FEATURES).fit(rows())
+    x = np.column_stack([np.ones(N), ROWS["x"], ROWS["y"]]).astype(float)
+    y = LABELS["logistic_regression"]
+
+    def objective(beta: np.ndarray) -> float:
+        z = x @ beta
+        return float(np.logaddexp(0, z).sum() - y @ z + 0.5 * beta[1:] @ beta[1:])
+
+    best = minimize(
+        objective, np.zeros(3), method="L-BFGS-B", bounds=[(None, None), (None, 0.1), (9, None)],
+        options={"ftol": 1e-15, "gtol": 1e-10},
+    )  # fmt: skip
+    values = model.model_.linear["f"].coefficients.values
+    np.testing.assert_allclose(values, best.x, atol=1e-4)
+    assert values[1] == 0.1
+    assert values[2] == 9.0

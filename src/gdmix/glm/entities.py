@@ -45,6 +45,8 @@ MAX_DUAL_FEATURES = 1024
 # Below this the full steps that the solver by fours takes are seldom accepted.
 MIN_SIMD_L2 = 1e-4
 MAX_CHOLESKY_COEFFICIENTS = 28
+# The proximal method holds two matrices of this side.
+MAX_PROXIMAL_COEFFICIENTS = 1024
 # An entity is a large problem if one thread would be busy with it while others idle.
 LARGE_ROWS = 200_000
 _ENTITIES_PER_CHECK = 100_000
@@ -156,7 +158,10 @@ def fit_entities(
     iterations = np.zeros(block.n_entities, np.int32)
     gradient_norm = np.zeros(block.n_entities)
     counts = np.diff(block.row_ptr)
-    large = np.flatnonzero(counts >= LARGE_ROWS)
+    is_large = counts >= LARGE_ROWS
+    if penalty is not None and penalty.is_l1:
+        is_large |= np.diff(block.coefficient_ptr) > MAX_PROXIMAL_COEFFICIENTS
+    large = np.flatnonzero(is_large)
     for e in large:
         first, last = block.coefficient_ptr[e], block.coefficient_ptr[e + 1]
         design, own = _entity_problem(block, int(e))

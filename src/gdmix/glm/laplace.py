@@ -27,7 +27,7 @@ from gdmix.glm.penalty import QuadraticPenalty
 
 F64 = NDArray[np.float64]
 
-_MAX_EXACT_COEFFICIENTS = 600
+MAX_EXACT_COEFFICIENTS = 600
 _MAX_EXACT_ENTRIES = 2_000_000  # of X, written out
 
 
@@ -83,7 +83,7 @@ def laplace(
     loss = labels.evaluate(z, d1, d2)
     d3 = d1  # of the same length, and no longer needed
     third_derivatives(labels.loss, z, labels.weight, d3)
-    exact = design.size <= _MAX_EXACT_COEFFICIENTS and design.size * n <= _MAX_EXACT_ENTRIES
+    exact = design.size <= MAX_EXACT_COEFFICIENTS and design.size * n <= _MAX_EXACT_ENTRIES
     if exact:
         return _exact(design, penalty, d2, d3, loss)
     factor = design.preconditioner(d2, penalty)

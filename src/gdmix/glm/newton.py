@@ -192,7 +192,7 @@ def minimize(
         noise = 1e-13 * abs(value + 0.5 * _inner(theta, pull))
         below_noise = -slope <= noise
         cross, curvature = _inner(pull, step), penalty.between(step, step)
-        t, value = _search(
+        t, value = search_rows(
             labels, z, move, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
         )
         if t == 0.0:
@@ -220,7 +220,7 @@ def minimize(
     return Minimum(theta, status, iteration, design.passes, norm, objective)
 
 
-def _search(
+def search_rows(
     labels: Labels,
     z: F64,
     move: F64,

@@ -20,7 +20,7 @@ from gdmix.glm.compiled import kernel
 from gdmix.glm.large import MAX_DIRECT_COEFFICIENTS, MAX_DIRECT_NNZ_PER_ROW, SparseMap
 from gdmix.glm.losses import SQUARED, classifies_all
 from gdmix.glm.matrix import CsrMatrix
-from gdmix.glm.newton import Labels, Minimum, _search, conjugate_gradients
+from gdmix.glm.newton import Labels, Minimum, conjugate_gradients, search_rows
 from gdmix.glm.objective import dot
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.primal_newton import MAX_INTERCEPT_STEP
@@ -164,7 +164,7 @@ def fit_large_proximal(
             slope = _inner(gradient, step) + chord
             cross, curvature = _inner(pull, step) + chord, penalty.between(step, step)
             below_noise = -slope <= noise
-            t, new_value = _search(
+            t, new_value = search_rows(
                 labels, z, move, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
             )
             if t > 0.0 or abs(slope) <= noise or damping > MAX_DAMPING:
