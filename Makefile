@@ -28,8 +28,9 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 movielens: $(VENV)/installed
 	$(BIN)/gdmix example movielens movielens
 	$(BIN)/gdmix train movielens/movielens_gdmix.yaml --overwrite --quiet
-	$(BIN)/gdmix train movielens/movielens.yaml --overwrite
-	$(BIN)/gdmix compare runs/movielens-gdmix runs/movielens
+	$(BIN)/gdmix train movielens/movielens.yaml --overwrite --quiet
+	$(BIN)/gdmix train movielens/movielens_auto.yaml --overwrite
+	$(BIN)/gdmix compare runs/movielens-gdmix runs/movielens runs/movielens-auto
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

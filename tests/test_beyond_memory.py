@@ -90,7 +90,7 @@ def test_prepared_rows_are_used_again(
         with pytest.raises(KeyboardInterrupt, match="--resume"):
             run(configured(**settings), overwrite=True, on_start=stop)  # nothing is fitted yet
         with monkeypatch.context() as patched:
-            patched.setattr(LocalEngine, "_prepare", None)  # it would have to read again
+            patched.setattr(LocalEngine, "_read", None)  # it would have to read again
             run(configured(**settings), resume=True, overwrite=True)
         for name, values in coefficients(Path("runs/whole")).items():
             np.testing.assert_array_equal(coefficients(Path("runs/one"))[name], values)

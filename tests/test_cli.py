@@ -240,6 +240,8 @@ def test_after_warmup_nothing_is_left_to_compile(project: Path, train_rows: pa.T
         ("train", "run.yaml", "-o", "runs/sparse", "--set", "coordinates.global.l1=0.1",
          "--set", "coordinates.per-user.l1=0.1", "--set",
          "coordinates.per-item.normalization=scale_by_max"),
+        ("train", "run.yaml", "-o", "runs/factors", "--set", "coordinates.taste="
+         "{type: factorization, entities: [user, item], features: {user: row}}"),
         ("features", "run.yaml", "--weighted", "--quiet"),
         ("tune", "run.yaml", "--trials", "2", "--set", "tune.folds=2"),
         ("convert", "rows", "train.parquet", "-o", "t.tfrecord"),

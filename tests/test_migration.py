@@ -47,6 +47,10 @@ def tiny_movielens(directory: Path, *, source: Path | None = None) -> MovieLensF
                 "genres": [[GENRES[m], GENRES[m + 5]] for m in movie],
                 "release_date": (1990 + movie).astype(np.float32) / 2000,
                 "title": ["A"] * n,
+                "title_words": [["a"]] * n,
+                "day": rng.integers(0, 9, n),
+                "hour": rng.integers(0, 99, n),
+                "minute": rng.integers(0, 999, n),
             },
             schema=SCHEMA,
         )

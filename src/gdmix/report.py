@@ -128,7 +128,7 @@ def trials_table(tuning: Tuning, title: str) -> Group:
         header = f"{name}\n{setting.replace('_', ' ')}"  # may wrap at the blank
         table.add_column(header, justify="right", overflow="fold")
     for name in (*metrics, "seconds"):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     shown = tuning.ranked[:_MOST_TRIALS]
     first = tuning.first
     extra = [first] if first is not None and first not in shown else []

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from gdmix import memory
-from gdmix.config import FixedEffect, RandomEffect, Task
+from gdmix.config import Factorization, FixedEffect, RandomEffect, Task
 from gdmix.convert import convert_rows
 from gdmix.data.feature_summary import summarize
 from gdmix.data.tfrecord.write import write_sequence_examples
@@ -77,6 +77,7 @@ def _train_all() -> None:
     with temporary_folder(None) as folder:
         _train_on(rows, folder)
     _penalise(rows)
+    _factorize(rows)
     # From an earlier model, with an entity that has too few rows, and one that has none.
     later = {**rows, "entity": np.append(9, np.arange(1, n) % 3)}
     # More features than a direct solver takes.
@@ -155,6 +156,17 @@ def _train_on(rows: dict[str, Any], folder: Path) -> None:
     MixedModel([centred], features=features).fit(rows)
     # Of an entity with a large share of all rows.
     EntityPenalty(np.ones(2), means=np.ones(2)).of_entity(np.array([0, 2]), 0)
+
+
+def _factorize(rows: dict[str, Any]) -> None:
+    """Fit factors by either method, with and without features; score unseen entities."""
+    later = {**rows, "entity": np.arange(len(rows["uid"])) % 5}
+    settings: list[dict[str, Any]] = [{"method": "map"}, {"features": {"entity": "all"}}]
+    for task in _TASKS:
+        for own in settings:
+            spec = Factorization("both", entities=["entity", "name"], rank=2, **own)
+            model = MixedModel([spec], features={"all": ["x", "tags"]}, task=task, metrics=[])
+            model.fit(rows).predict(later)
 
 
 def _read_and_write(folder: Path) -> None:

@@ -69,6 +69,17 @@ def test_groups_of_estimated_weights_are_the_intercept_and_the_bags() -> None:
     assert each.labels == ("(INTERCEPT)", "x", "y", "kind:a", "kind:b:c", "kind:d")
 
 
+def test_each_bag_has_its_weight() -> None:
+    bags = ["numbers", "kinds"]
+    own = bind(FixedEffect("f", features=bags, l2={"kinds": 3.0, "numbers": 0.5}))
+    np.testing.assert_array_equal(own.weight, [0, 0.5, 0.5, 3, 3, 3])
+    assert own.uniform is None
+    with pytest.raises(ConfigError, match="l2: has weights of kinds; the bags are numbers, kinds"):
+        FixedEffect("f", features=bags, l2={"kinds": 3.0})
+    with pytest.raises(ConfigError, match="intercept_l2: is required beside an l2 for each bag"):
+        RandomEffect("f", entity="e", features="numbers", l2={"numbers": 3.0})
+
+
 def test_factors_and_bounds_are_given_by_name_or_by_name_and_term() -> None:
     spec = FixedEffect(
         "f",

@@ -90,6 +90,20 @@ def test_trees_and_random_effects_are_better_than_either(movielens: Path, tmp_pa
     assert other == pytest.approx({"auc": 0.7816, "logloss": 0.5555}, abs=1e-3)
 
 
+@pytest.mark.slow
+def test_a_factorization_is_best(movielens: Path, tmp_path: Path) -> None:
+    """The figures of the example: its settings are of a split of the training rows."""
+    if "minute" not in pq.read_schema(movielens / "train.parquet").names:
+        pytest.skip(f"{movielens} is of an earlier gdmix: run `gdmix example movielens` again")
+    config = example("movielens_best.yaml", movielens, tmp_path / "run")
+    last = run(config).steps[-1]["metrics"]
+    assert last == pytest.approx({"auc": 0.8049, "logloss": 0.5294}, abs=1e-3)
+    taste = {"taste": config.coordinates["taste"]}
+    alone = config.model_copy(update={"coordinates": taste, "output": tmp_path / "taste"})
+    last = run(alone).steps[-1]["metrics"]
+    assert last == pytest.approx({"auc": 0.7994, "logloss": 0.5360}, abs=1e-3)
+
+
 # The joint optimum, found without any code of gdmix
 
 LEAST = 36_015.858845

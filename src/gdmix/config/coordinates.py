@@ -153,7 +153,11 @@ Normalization = Literal["none", "standardize", "scale_by_std", "scale_by_max"]
 
 
 def _weight_or_auto(value: Any) -> Any:
-    """Take a weight or a word; one message for whatever is neither."""
+    """Take a weight, one per bag, or a word; one message for whatever is none of these."""
+    if isinstance(value, Mapping):
+        if not value or any(isinstance(_weight_or_auto(own), str) for own in value.values()):
+            raise PydanticCustomError("weight", "should hold a weight for each bag")
+        return {bag: _weight_or_auto(own) for bag, own in value.items()}
     if value in AUTO:
         return value
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -165,7 +169,10 @@ def _weight_or_auto(value: Any) -> Any:
     return float(number)
 
 
-L2 = Annotated[float | Literal["auto", "auto_per_feature"], BeforeValidator(_weight_or_auto)]
+L2 = Annotated[
+    float | Literal["auto", "auto_per_feature"] | dict[str, float],
+    BeforeValidator(_weight_or_auto),
+]
 
 
 class _Coordinate(_Named):
@@ -173,8 +180,8 @@ class _Coordinate(_Named):
     intercept: bool = Field(True, description="add an intercept, always the first coefficient")
     l2: L2 = Field(
         1.0,
-        description="L2 weight of the objective; auto: estimated, one for the intercept and one "
-        "per bag; auto_per_feature: one per feature",
+        description="L2 weight of the objective, or one for each bag; auto: estimated, one for the "
+        "intercept and one per bag; auto_per_feature: one per feature",
     )
     intercept_l2: Weight | None = Field(
         None, description="L2 weight of the intercept; default: l2, if it is regularized at all"
@@ -232,6 +239,17 @@ class _Coordinate(_Named):
                 raise PydanticCustomError(
                     "penalty", f"l1 and {key}: choose one; there is no estimate of both"
                 )
+        if isinstance(self.l2, dict):
+            if set(self.l2) != set(self.features):
+                raise PydanticCustomError(
+                    "penalty",
+                    f"l2: has weights of {', '.join(self.l2)}; the bags are "
+                    f"{', '.join(self.features) or 'none'}",
+                )
+            if self.regularizes_intercept and self.intercept_l2 is None:
+                raise PydanticCustomError(
+                    "penalty", "intercept_l2: is required beside an l2 for each bag"
+                )
         if self.is_auto and self.intercept_l2 is not None:
             raise PydanticCustomError(
                 "penalty", f"intercept_l2: l2 '{self.l2}' estimates it too; remove it"
@@ -274,9 +292,10 @@ class _Coordinate(_Named):
         """Whether L2 weights are estimated."""
         return self.l2 in AUTO
 
-    @property
-    def slope_weight(self) -> float:
-        """L2 weight of the slopes; where it is estimated, the one to begin with."""
+    def bag_weight(self, bag: str) -> float:
+        """Return the L2 weight of a bag; where it is estimated, the one to begin with."""
+        if isinstance(self.l2, dict):
+            return self.l2[bag]
         return 1.0 if isinstance(self.l2, str) else self.l2
 
     @property
@@ -284,7 +303,7 @@ class _Coordinate(_Named):
         """L2 weight of the intercept."""
         if self.intercept_l2 is not None:
             return self.intercept_l2
-        return self.slope_weight if self.regularizes_intercept else 0.0
+        return self.bag_weight("") if self.regularizes_intercept else 0.0
 
     @property
     def regularizes_intercept(self) -> bool:

@@ -158,8 +158,8 @@ def regularization(
     own = {bag: indices[bag] for bag in spec.features}
     width = 1 + sum(len(index) for index in own.values())
     labels, group = _groups(spec, own, width)
-    group_weight = np.full(len(labels), spec.slope_weight)
-    group_weight[0] = spec.intercept_weight
+    weights = [spec.bag_weight(label) for label in labels[1:]]
+    group_weight = np.array([spec.intercept_weight, *weights])
     scale = np.ones(width)
     means = np.empty(0)
     if spec.normalization != "none":
@@ -197,7 +197,7 @@ def _groups(
             for name, term in zip(index.names.to_pylist(), index.terms.to_pylist(), strict=True)
         ]
         return (INTERCEPT_NAME, *names), np.arange(width, dtype=np.uint32)
-    if spec.l2 != "auto":
+    if isinstance(spec.l2, float):
         return (INTERCEPT_NAME, "slopes"), np.minimum(np.arange(width), 1).astype(np.uint32)
     sizes = [len(index) for index in indices.values()]
     return (INTERCEPT_NAME, *indices), np.repeat(

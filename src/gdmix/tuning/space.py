@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from gdmix.config import Candidates, Factorization, ModelConfig, RandomEffect
+from gdmix.config import Candidates, Factorization, LinearSpec, ModelConfig, RandomEffect
 from gdmix.config.base import config_errors
 from gdmix.config.coordinates import AUTO
 from gdmix.coordinates.variance_components import VarianceComponent
@@ -22,7 +22,7 @@ Components = Sequence[VarianceComponent]
 _WEIGHTS = ("l2", "intercept_l2", "l1")
 _DEFAULT = Candidates(low=0.01, high=1000.0)
 _PREFIX = "coordinates."
-_ESTIMATING_PASSES = 6
+_ESTIMATING_PASSES = 10
 _Config = TypeVar("_Config", bound=ModelConfig)
 
 
@@ -49,7 +49,9 @@ def search_space(config: ModelConfig, chosen: Space) -> Space:
     for name, spec in fitted.items():
         if "l2" not in _weights_of(spec) or spec.l2 in AUTO:
             continue
-        if spec.features or isinstance(spec, Factorization):
+        if isinstance(spec.l2, dict):
+            found += [f"{_PREFIX}{name}.l2.{bag}" for bag in spec.l2]
+        elif spec.features or isinstance(spec, Factorization):
             found.append(f"{_PREFIX}{name}.l2")
         if isinstance(spec, RandomEffect) and spec.intercept and spec.regularizes_intercept:
             found.append(f"{_PREFIX}{name}.intercept_l2")
@@ -60,9 +62,9 @@ def search_space(config: ModelConfig, chosen: Space) -> Space:
 
 def _mistakes(config: ModelConfig, key: str) -> list[str]:
     """Return what is wrong with a key of the space."""
-    name, dot, setting = key.removeprefix(_PREFIX).rpartition(".")
+    name, setting = taken_apart(key, config.coordinates)
     spec = config.coordinates.get(name)
-    if not key.startswith(_PREFIX) or not dot:
+    if not key.startswith(_PREFIX) or not name:
         specs = config.coordinates.items()
         known = [f"{_PREFIX}{name}.{w}" for name, spec in specs for w in _weights_of(spec)]
         full = _PREFIX + key if "." in key and not key.startswith(_PREFIX) else key
@@ -81,9 +83,22 @@ def _mistakes(config: ModelConfig, key: str) -> list[str]:
     return []
 
 
+def taken_apart(key: str, coordinates: Iterable[str]) -> tuple[str, str]:
+    """Return the coordinate and the setting of a key such as ``coordinates.global.l2.user``."""
+    path = key.removeprefix(_PREFIX)
+    for name in coordinates:
+        if path.startswith(f"{name}.l2."):
+            return name, path.removeprefix(f"{name}.")
+    name, _, setting = path.rpartition(".")
+    return name, setting
+
+
 def _weights_of(spec: Any) -> list[str]:
     """Return those settings of a coordinate that can be searched."""
-    return [weight for weight in _WEIGHTS if weight in type(spec).model_fields]
+    weights = [weight for weight in _WEIGHTS if weight in type(spec).model_fields]
+    if isinstance(spec, LinearSpec) and len(spec.features) > 1:
+        weights += [f"l2.{bag}" for bag in spec.features]
+    return weights
 
 
 def with_values(config: _Config, values: Values) -> _Config:
@@ -96,10 +111,16 @@ def with_values(config: _Config, values: Values) -> _Config:
     """
     coordinates: dict[str, Any] = dict(config.coordinates)
     for key, value in values.items():
-        name, _, setting = key.removeprefix(_PREFIX).rpartition(".")
+        name, setting = taken_apart(key, coordinates)
         spec = coordinates[name]
         fields = spec if isinstance(spec, dict) else {**_given(spec), "type": spec.type}
-        coordinates[name] = {**fields, setting: value}
+        field, _, bag = setting.partition(".")
+        if bag:
+            others = {other: config.linear[name].bag_weight(other) for other in fields["features"]}
+            known = fields["l2"] if isinstance(fields.get("l2"), dict) else others
+            coordinates[name] = {**fields, field: {**known, bag: value}}
+        else:
+            coordinates[name] = {**fields, setting: value}
     with config_errors("tune.space: "):
         return type(config).model_validate({**_given(config), "coordinates": coordinates})
 
@@ -116,7 +137,7 @@ def estimating(config: _Config, space: Space) -> _Config | None:
     """
     coordinates: dict[str, Any] = dict(config.coordinates)
     for key in space:
-        name, _, setting = key.removeprefix(_PREFIX).rpartition(".")
+        name, setting = taken_apart(key, config.coordinates)
         spec = config.linear.get(name)
         if spec is not None and setting != "l1":
             fields = {k: v for k, v in _given(spec).items() if k != "intercept_l2"}
@@ -138,12 +159,15 @@ def estimated_values(space: Space, components: Components) -> Values | None:
     """
     values = {}
     for key, candidates in space.items():
-        name, _, setting = key.removeprefix(_PREFIX).rpartition(".")
-        of_intercept = setting == "intercept_l2"
+        name, setting = taken_apart(key, {c.coordinate: c for c in components})
+        of_intercept, bag = setting == "intercept_l2", setting.removeprefix("l2.")
         own = [
             (c.l2, c.effective)
             for c in components
-            if c.coordinate == name and (c.group == INTERCEPT_NAME) == of_intercept and c.l2 > 0
+            if c.coordinate == name
+            and (c.group == INTERCEPT_NAME) == of_intercept
+            and (bag == setting or c.group == bag)
+            and c.l2 > 0
         ]
         total = sum(effective for _, effective in own)
         if setting == "l1" or not total:
@@ -157,9 +181,14 @@ def own_values(config: ModelConfig, space: Space) -> Values | None:
     """Return the configuration's own weights, None where the space does not have them."""
     values = {}
     for key, candidates in space.items():
-        name, _, setting = key.removeprefix(_PREFIX).rpartition(".")
+        name, setting = taken_apart(key, config.coordinates)
         spec: Any = config.coordinates[name]
-        value = spec.intercept_weight if setting == "intercept_l2" else getattr(spec, setting)
+        field, _, bag = setting.partition(".")
+        value = spec.intercept_weight if setting == "intercept_l2" else getattr(spec, field)
+        if bag:
+            value = spec.bag_weight(bag)
+        elif isinstance(value, dict):
+            return None
         if isinstance(value, str) or not _has(candidates, value):
             return None
         values[key] = float(value)
