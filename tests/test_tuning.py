@@ -875,7 +875,7 @@ def test_estimated_weights_are_tried_second(
     result = tune(MixedModel(specs, features=features), train_rows, validation=validation_rows,
                   trials=3)  # fmt: skip
     auto = [spec.model_copy(update={"l2": "auto"}) for spec in specs]
-    model = MixedModel(auto, features=features, passes=6).fit(train_rows)
+    model = MixedModel(auto, features=features, passes=10).fit(train_rows)
     assert model.estimate_ is not None
     found = {(c.coordinate, c.group): c.l2 for c in model.estimate_.components}
     second = result.trials[1].values

@@ -90,14 +90,20 @@ def test_trees_and_random_effects_are_better_than_either(movielens: Path, tmp_pa
     assert other == pytest.approx({"auc": 0.7816, "logloss": 0.5555}, abs=1e-3)
 
 
+def test_estimated_weights_are_as_good_as_searched_ones(movielens: Path, tmp_path: Path) -> None:
+    last = run(example("movielens_auto.yaml", movielens, tmp_path / "run")).steps[-1]["metrics"]
+    assert last["auc"] >= 0.782
+    assert last["logloss"] <= 0.555
+
+
 @pytest.mark.slow
 def test_a_factorization_is_best(movielens: Path, tmp_path: Path) -> None:
     """The figures of the example: its settings are of a split of the training rows."""
-    if "minute" not in pq.read_schema(movielens / "train.parquet").names:
+    if "title_words" not in pq.read_schema(movielens / "train.parquet").names:
         pytest.skip(f"{movielens} is of an earlier gdmix: run `gdmix example movielens` again")
     config = example("movielens_best.yaml", movielens, tmp_path / "run")
     last = run(config).steps[-1]["metrics"]
-    assert last == pytest.approx({"auc": 0.8049, "logloss": 0.5294}, abs=1e-3)
+    assert last == pytest.approx({"auc": 0.7986, "logloss": 0.5367}, abs=1e-3)
     taste = {"taste": config.coordinates["taste"]}
     alone = config.model_copy(update={"coordinates": taste, "output": tmp_path / "taste"})
     last = run(alone).steps[-1]["metrics"]
@@ -205,7 +211,7 @@ def optimum(movielens: Path) -> tuple[float, F64]:
 def test_the_search_finds_better_weights(movielens: Path, tmp_path: Path) -> None:
     tuning = tune_run(example("movielens_tune.yaml", movielens, tmp_path / "run"))
     assert tuning.first is not None
-    assert tuning.first.metrics["auc"] == pytest.approx(0.7665, abs=1e-4)  # all weights 1
+    assert tuning.first.metrics["auc"] == pytest.approx(0.7666, abs=2e-4)  # all weights 1
     # Intercepts at 1 and slopes at 10 give 0.7816 and 0.5555, `l2: auto` 0.7825 and 0.5544.
     assert tuning.best.metrics["auc"] > 0.7822
     assert tuning.best.metrics["logloss"] < 0.5548

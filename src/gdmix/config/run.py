@@ -41,6 +41,7 @@ def _any_auto(tree: Mapping[str, Any]) -> bool:
     weights = (s.get("l2") if isinstance(s, Mapping) else getattr(s, "l2", None) for s in values)
     return any(weight in AUTO for weight in weights if isinstance(weight, str))
 
+
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(b|[kmgt]b|[kmgt]ib)?", re.IGNORECASE)
 _UNITS = {"b": 1} | {
     unit: base**power

@@ -97,7 +97,7 @@ class Estimate:
     log_marginal_likelihood
         Of the responses, coefficients integrated out; of the linear task restricted (REML).
     change
-        The largest change of the logarithm of a weight that matters.
+        By how much the equations would move the logarithm of a weight that matters, at most.
     """
 
     weights: Mapping[str, Weights]
@@ -216,7 +216,7 @@ def estimate(
         weights[name] = _next(now, proposed, before.get(name))
         # A weight that leaves a group nothing to say may go on growing: nobody will notice.
         matters = is_open & (effective > 1e-3 * count)
-        change = max(change, float(np.abs(np.array(weights[name].step)[matters]).max(initial=0.0)))
+        change = max(change, float(np.abs(np.array(weights[name].pull)[matters]).max(initial=0.0)))
         for g in np.flatnonzero(is_open).tolist():
             amounts = float(now[g]), float(dispersion / now[g]), int(count[g]), float(effective[g])
             components.append(VarianceComponent(name, regularization.labels[g], *amounts))

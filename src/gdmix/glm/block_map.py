@@ -20,8 +20,8 @@ from gdmix.glm.entities import EntityBlock
 from gdmix.glm.objective import add_hessian, add_hessian_diagonal, add_transposed
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.row_order import RowOrder
-from gdmix.glm.scoring import score_block
-from gdmix.glm.threads import map_threads, split_evenly
+from gdmix.glm.scoring import entity_parts, score_block
+from gdmix.glm.threads import map_threads
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -42,7 +42,7 @@ class BlockMap:
     def __init__(self, block: EntityBlock, rows: RowOrder, intercept: bool, threads: int) -> None:
         self._block, self._rows = block, rows
         self._intercept, self._threads = 1.0 if intercept else 0.0, threads
-        self._parts = split_evenly(block.n_entities, 16 * threads)
+        self._parts = entity_parts(block, threads)
         self.size = int(block.coefficient_ptr[-1])
 
     def scores(self, theta: F64) -> F64:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
-from gdmix.glm.joint import MAX_INNER_ITERATIONS, Factor, JointMap
+from gdmix.glm.joint import Factor, JointMap
 from gdmix.glm.losses import SQUARED, third_derivatives
 from gdmix.glm.newton import Labels, conjugate_gradients
 from gdmix.glm.penalty import QuadraticPenalty
@@ -28,6 +28,9 @@ from gdmix.glm.penalty import QuadraticPenalty
 F64 = NDArray[np.float64]
 
 MAX_EXACT_COEFFICIENTS = 600
+# Of one solve. What is left then are a few directions that many coefficients share: of a trace
+# over groups they are little, and where features are collinear they would cost hundreds.
+MAX_ITERATIONS = 25
 _MAX_EXACT_ENTRIES = 2_000_000  # of X, written out
 
 
@@ -131,7 +134,7 @@ def _solve(
         factor.solve,
         -target,
         accuracy * size,
-        MAX_INNER_ITERATIONS,
+        MAX_ITERATIONS,
         record,
     )
     return x, _quadratic_logarithm(np.array(lengths), np.array(fits))

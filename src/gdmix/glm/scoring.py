@@ -14,6 +14,7 @@ from gdmix.glm.threads import map_threads, split_evenly
 
 F64 = NDArray[np.float64]
 _ROWS_PER_TASK = 65_536
+_ROWS_PER_PART = 20_000
 
 
 def score_fixed(design: CsrMatrix, coefficients: F64, threads: int = 1) -> F64:
@@ -64,8 +65,13 @@ def score_block(block: EntityBlock, coefficients: F64, threads: int = 1) -> F64:
             z,
         )
 
-    map_threads(work, split_evenly(block.n_entities, 16 * threads), threads)
+    map_threads(work, entity_parts(block, threads), threads)
     return z
+
+
+def entity_parts(block: EntityBlock, threads: int) -> list[tuple[int, int]]:
+    """Cut a block's entities into parts: enough for all threads, none too small to be worth it."""
+    return split_evenly(block.n_entities, min(16 * threads, 1 + block.n_rows // _ROWS_PER_PART))
 
 
 def score_random(

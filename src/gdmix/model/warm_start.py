@@ -45,8 +45,7 @@ def check_initial_model(model: TrainedModel, config: ModelConfig) -> None:
         elif name in config.locked:
             hint = did_you_mean(name, model.coordinates)
             findings.append(
-                f"coordinates.{name}: is locked, but {key} has no '{name}'{hint}; "
-                f"it has: {known}"
+                f"coordinates.{name}: is locked, but {key} has no '{name}'{hint}; it has: {known}"
             )
     for bag, own in config.used_features.items():
         here, there = own.hash_buckets, model.bags.get(bag, own).hash_buckets
