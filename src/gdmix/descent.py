@@ -21,8 +21,10 @@ from gdmix.model.base import CoordinateModel
 
 log = logging.getLogger("gdmix")
 
-# Relative changes of an estimated weight.
-_SETTLED, _SETTLED_JOINTLY, _WORTH_A_WARNING = 0.01, 1e-6, 0.1
+# Changes of the logarithm of an estimated weight.
+_SETTLED, _SETTLED_JOINTLY = 0.01, 1e-6
+# Of the log marginal likelihood: what is below is noise of the estimate, and of no consequence.
+_LEAST_GAIN, _WORTH_A_WARNING = 0.1, 1.0
 _MOST_JOINT_FITS = 50
 
 Recentre = Callable[[Mapping[str, CoordinateModel]], dict[str, CoordinateModel]]
@@ -198,12 +200,13 @@ def descend(
     if weights is not None:
         weights.apply(result.weights)
 
-    def reweigh(enough: float, accuracy: float) -> None:
+    def reweigh(enough: float, least_gain: float, accuracy: float) -> None:
         """Estimate the weights, and set them."""
         if weights is not None and not result.settled:
             result.estimate = weights.estimate(result.current, accuracy)
             result.weights = dict(result.estimate.weights)
-            result.settled = result.estimate.change < enough
+            last = result.estimate
+            result.settled = last.change < enough or last.gain < least_gain
             weights.apply(result.weights)
             _log_estimate(result.estimate)
 
@@ -240,7 +243,7 @@ def descend(
         if number > 1 and done <= first:
             if recentre is not None:
                 replace(recentre(result.current))
-            reweigh(_SETTLED, 0.1)
+            reweigh(_SETTLED, _LEAST_GAIN, 0.1)
         for position, name in enumerate(coordinates, first):
             if position >= done:
                 step(number, name, partial(_fit_one, coordinates, scores, result.current, name))
@@ -264,7 +267,7 @@ def descend(
         while joint_fits == 0 or (weights is not None and not result.settled):
             if joint_fits == _MOST_JOINT_FITS:
                 break
-            reweigh(_SETTLED_JOINTLY, 0.01)
+            reweigh(_SETTLED_JOINTLY, 0.0, 0.01)
             step(number + 1, JOINT, partial(fit_jointly, result.current))
             joint_fits += 1
         result.converged = set(result.history[-1].report.statuses) == {FitStatus.CONVERGED}
@@ -272,9 +275,9 @@ def descend(
         log.warning("not converged to %g after %d passes", schedule.tolerance, schedule.passes)
     if weights is not None:
         result.estimate = weights.estimate(result.current, 0.01)
-        if result.estimate.change > _WORTH_A_WARNING:
-            text = "estimated L2 weights would still change by %.0f %%: more passes settle them"
-            log.warning(text, 100 * result.estimate.change)
+        if result.estimate.gain > _WORTH_A_WARNING:
+            text = "L2 weights have not settled: log likelihood to gain %.2g; use more passes"
+            log.warning(text, result.estimate.gain)
     return result
 
 
