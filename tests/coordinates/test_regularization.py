@@ -204,6 +204,10 @@ def test_too_many_columns_to_couple() -> None:
         (lambda: FixedEffect("f", features="x", l1=1.0, variance="full"), "l1 and variance"),
         (lambda: FixedEffect("f", features="x", bounds={"x": [2, 1]}), "x: 2 is above 1"),
         (
+            lambda: RandomEffect("r", entity="e", l2="auto", normalization="standardize"),
+            "standardize shifts a regularized intercept",
+        ),
+        (
             lambda: FixedEffect("f", features="x", bounds={"x": [0, 1]}, variance="simple"),
             "bounds and variance: choose one",
         ),

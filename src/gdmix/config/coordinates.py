@@ -261,6 +261,12 @@ class _Coordinate(_Named):
                 f"intercept_l2 is {self.intercept_l2:g}, but regularize_intercept is "
                 f"{str(regularize).lower()}; remove one",
             )
+        if self.is_auto and self.normalization == "standardize" and self.regularizes_intercept:
+            raise PydanticCustomError(
+                "penalty",
+                "normalization: standardize shifts a regularized intercept, whose L2 weight can't "
+                "be estimated then; use scale_by_std",
+            )
         if not self.intercept and self.normalization == "standardize":
             raise PydanticCustomError(
                 "penalty",
