@@ -19,20 +19,12 @@ from gdmix.config import (
     JOINT,
     AvroLayout,
     CoordinateSpec,
-    CustomEffect,
     ExternalScores,
-    Factorization,
-    FixedEffect,
     ModelConfig,
-    RandomEffect,
 )
 from gdmix.coordinates.base import Coordinate, FitReport, Scores
-from gdmix.coordinates.custom_effect import CustomEffectCoordinate
 from gdmix.coordinates.estimators import estimators
-from gdmix.coordinates.factorization import FactorizationCoordinate
-from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
 from gdmix.coordinates.joint import LinearCoordinate, fit_jointly
-from gdmix.coordinates.prior import check_prior
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.recentring import recentre
 from gdmix.coordinates.regularization import regularization
@@ -45,6 +37,7 @@ from gdmix.data.gdmix_scores import write_score_folders
 from gdmix.data.read import Source, open_rows
 from gdmix.data.schema import RowSchema
 from gdmix.data.score_files import score_tables, write_scores
+from gdmix.engines.binding import BoundRows, reweighted
 from gdmix.errors import ConfigError, DataError
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import total_loss
@@ -194,51 +187,15 @@ class LocalWorkspace:
         # Before any work: a metric that can't be computed of these labels says so now.
         self.scores.evaluate()
         self._threads = threads = config.threads or available_threads()
-        loss = LOSSES[config.task]
         fitted = config.fitted
         penalties = {
             name: regularization(spec, train, indices, threads)
             for name, spec in config.linear.items()
         }
-        self.coordinates: dict[str, Coordinate[Any]] = {}
-        custom = estimators(config, threads)
-        priors = {
-            name: check_prior(name, model, config.prior)
-            for name, model in linear_models(earlier).items()
-            if config.prior is not None and name in fitted
+        rows = BoundRows(config, train, validation, indices, threads)
+        self.coordinates: dict[str, Coordinate[Any]] = {
+            name: rows.coordinate(name, penalties.get(name), earlier.get(name)) for name in fitted
         }
-        for name, spec in fitted.items():
-            match spec:
-                case FixedEffect():
-                    self.coordinates[name] = FixedEffectCoordinate(
-                        spec,
-                        train,
-                        validation,
-                        loss,
-                        threads,
-                        penalties[name],
-                        config.seed,
-                        priors.get(name),
-                    )
-                case RandomEffect():
-                    self.coordinates[name] = RandomEffectCoordinate(
-                        spec,
-                        train,
-                        validation,
-                        loss,
-                        threads,
-                        penalties[name],
-                        config.seed,
-                        priors.get(name),
-                    )
-                case Factorization():
-                    self.coordinates[name] = FactorizationCoordinate(
-                        spec, train, validation, loss, threads, config.seed
-                    )
-                case CustomEffect():
-                    self.coordinates[name] = CustomEffectCoordinate(
-                        custom[name], train, validation, indices, loss, threads
-                    )
         self.start: dict[str, CoordinateModel] = {}
         # Locked coordinates, and the models of entities that are not fitted here.
         self._held: dict[str, tuple[LinearModel, Scores]] = {}
@@ -274,16 +231,10 @@ class LocalWorkspace:
             name: regularization(spec, self._train, self._indices, self._threads)
             for name, spec in config.linear.items()
         }
-        other.coordinates = {}
-        for name, coordinate in self.coordinates.items():
-            other.coordinates[name] = coordinate
-            if isinstance(coordinate, LinearCoordinate):
-                own = coordinate.reweighted(config.linear[name], penalties[name])
-                other.coordinates[name] = own
-            elif isinstance(coordinate, FactorizationCoordinate):
-                spec = config.coordinates[name]
-                assert isinstance(spec, Factorization)
-                other.coordinates[name] = coordinate.reweighted(spec)
+        other.coordinates = {
+            name: reweighted(coordinate, config.coordinates[name], penalties.get(name))
+            for name, coordinate in self.coordinates.items()
+        }
         for _, scores in self._external.values():
             other.scores.hold(scores, 0.0)
         for name, (model, scores) in self._held.items():

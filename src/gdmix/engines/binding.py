@@ -1,0 +1,105 @@
+"""From specs to coordinates: what a configuration becomes on rows, whichever engine holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gdmix.config import (
+    CoordinateSpec,
+    CustomEffect,
+    Factorization,
+    FixedEffect,
+    ModelConfig,
+    RandomEffect,
+)
+from gdmix.coordinates.base import Coordinate
+from gdmix.coordinates.custom_effect import CustomEffectCoordinate
+from gdmix.coordinates.estimators import estimators
+from gdmix.coordinates.factorization import FactorizationCoordinate
+from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
+from gdmix.coordinates.joint import LinearCoordinate
+from gdmix.coordinates.prior import EarlierModel, check_prior
+from gdmix.coordinates.random_effect import RandomEffectCoordinate
+from gdmix.coordinates.regularization import Regularization
+from gdmix.data.dataset import Dataset
+from gdmix.data.feature_index import FeatureIndex
+from gdmix.model.base import CoordinateModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import LOSSES
+
+
+@dataclass(frozen=True)
+class BoundRows:
+    """Rows, and what fitting a coordinate to them needs besides its spec.
+
+    Attributes
+    ----------
+    config
+        Of the whole run.
+    train, validation
+        The rows.
+    indices
+        The feature index of each bag.
+    threads
+        Number of threads.
+    """
+
+    config: ModelConfig
+    train: Dataset
+    validation: Dataset | None
+    indices: Mapping[str, FeatureIndex]
+    threads: int
+
+    def coordinate(
+        self,
+        name: str,
+        penalty: Regularization | None = None,
+        earlier: CoordinateModel | None = None,
+    ) -> Coordinate[Any]:
+        """Return the runtime coordinate of a spec that is fitted.
+
+        Parameters
+        ----------
+        penalty
+            Of a linear coordinate.
+        earlier
+            An earlier model of it, under these feature indices.
+        """
+        config, train, validation = self.config, self.train, self.validation
+        loss, threads, seed = LOSSES[config.task], self.threads, config.seed
+        prior: EarlierModel | None = None
+        if config.prior is not None and isinstance(earlier, LinearModel):
+            prior = check_prior(name, earlier, config.prior)
+        spec: CoordinateSpec = config.coordinates[name]
+        match spec:
+            case FixedEffect():
+                assert penalty is not None
+                return FixedEffectCoordinate(
+                    spec, train, validation, loss, threads, penalty, seed, prior
+                )
+            case RandomEffect():
+                assert penalty is not None
+                return RandomEffectCoordinate(
+                    spec, train, validation, loss, threads, penalty, seed, prior
+                )
+            case Factorization():
+                return FactorizationCoordinate(spec, train, validation, loss, threads, seed)
+            case CustomEffect():
+                own = estimators(config, threads)[name]
+                return CustomEffectCoordinate(own, train, validation, self.indices, loss, threads)
+        raise TypeError(f"coordinate '{name}' of type {spec.type} is not fitted")
+
+
+def reweighted(
+    coordinate: Coordinate[Any], spec: CoordinateSpec, penalty: Regularization | None
+) -> Coordinate[Any]:
+    """Return a coordinate on the same rows, as they are prepared, under other weights."""
+    if isinstance(coordinate, LinearCoordinate):
+        assert penalty is not None
+        return coordinate.reweighted(spec, penalty)
+    if isinstance(coordinate, FactorizationCoordinate):
+        assert isinstance(spec, Factorization)
+        return coordinate.reweighted(spec)
+    return coordinate
