@@ -137,6 +137,41 @@ def load_rows(
     return _Reader(rows, schema, task, mode, threads).read(indices)[0]
 
 
+def scan_features(source: RowSource, schema: RowSchema) -> dict[str, FeatureIndexBuilder]:
+    """Return what the rows of a source add to the feature index of every bag."""
+    return _scanned(_Rows(source, schema), schema)
+
+
+def encode_rows(
+    source: RowSource,
+    schema: RowSchema,
+    indices: Mapping[str, FeatureIndex],
+    task: Task,
+    mode: ValidateMode,
+    first_row: int = 0,
+) -> tuple[Dataset, Findings]:
+    """Turn some rows of a source into arrays; what is wrong with them is returned, not raised.
+
+    Parameters
+    ----------
+    first_row
+        Number of the first of them within the source.
+    """
+    rows = _Rows(source, schema, first_row)
+    findings = Findings(rows.label)
+    return _Reader(rows, schema, task, mode, 1)._encode(indices, findings), findings
+
+
+def _scanned(rows: _Rows, schema: RowSchema) -> dict[str, FeatureIndexBuilder]:
+    types = {f.name: f.type for f in rows.schema}
+    builders = {b: FeatureIndexBuilder(spec, types) for b, spec in schema.bags.items()}
+    if any(builder.needs_rows for builder in builders.values()):
+        for _, batch in rows.batches(again=True):
+            for builder in builders.values():
+                builder.update(batch)
+    return builders
+
+
 def _selected(
     rows: Dataset,
     indices: Mapping[str, FeatureIndex],
@@ -175,8 +210,8 @@ class _Rows:
         (n,) whether a row of the source is kept; None: all are.
     """
 
-    def __init__(self, source: RowSource, schema: RowSchema) -> None:
-        self.label = source.label
+    def __init__(self, source: RowSource, schema: RowSchema, first_row: int = 0) -> None:
+        self.label, self._first_row = source.label, first_row
         self._source, self._columns = source, schema.select(source.schema, source.label)
         self.schema = pa.schema([source.schema.field(c) for c in self._columns])
         self.kept: NDArray[np.bool_] | None = None
@@ -190,7 +225,7 @@ class _Rows:
         again
             Whether they will be asked for once more: they are then held, if they are few.
         """
-        first = position = 0
+        first, position = self._first_row, 0
         held: list[pa.RecordBatch] | None = [] if again else None
         size, limit = 0, memory.limit_bytes()
         for batch in self._all or self._read():
@@ -270,12 +305,7 @@ class _Reader:
         return dataset, indices
 
     def _index(self) -> dict[str, FeatureIndex]:
-        types = {f.name: f.type for f in self._rows.schema}
-        builders = {b: FeatureIndexBuilder(spec, types) for b, spec in self._schema.bags.items()}
-        if any(builder.needs_rows for builder in builders.values()):
-            for _, batch in self._rows.batches(again=True):
-                for builder in builders.values():
-                    builder.update(batch)
+        builders = _scanned(self._rows, self._schema)
         return {bag: builder.freeze() for bag, builder in builders.items()}
 
     def _encode(self, indices: Mapping[str, FeatureIndex], findings: Findings) -> Dataset:

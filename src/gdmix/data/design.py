@@ -78,10 +78,20 @@ class _Entries:
 
 
 def is_dense_bag(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> bool:
-    """Whether a bag is made of fixed-size lists alone, not hashed: its matrix is then dense."""
-    return bag.hash_buckets is None and all(
-        source.kind == "dense" for source in bag_sources(bag, types)
-    )
+    """Whether a bag's matrix is dense.
+
+    It is if the bag is made of fixed-size lists alone, or of numbers that may be missing, and is
+    not hashed.
+    """
+    if bag.hash_buckets is not None:
+        return False
+    return keeps_missing(bag, types) or all(s.kind == "dense" for s in bag_sources(bag, types))
+
+
+def keeps_missing(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> bool:
+    """Whether a missing number of a bag is NaN in its matrix, and no finding; it then is dense."""
+    kinds = {source.kind for source in bag_sources(bag, types)}
+    return bag.missing == "keep" and kinds <= {"numeric", "dense"}
 
 
 def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> EncodedBag:
@@ -89,13 +99,17 @@ def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> E
     types: Mapping[str, pa.DataType] = {f.name: f.type for f in batch.schema}
     problems: list[RowProblem] = []
     sources = bag_sources(bag, types)
+    missing = np.nan if keeps_missing(bag, types) else 0.0
     entries = [
-        _only_finite(source, _entries(batch, source, bag, index, problems), problems)
+        _only_finite(
+            source, _entries(batch, source, bag, index, problems, missing), problems, missing
+        )
         for source in sources
     ]
     unknown = sum(int(np.count_nonzero((e.columns < 0) & (e.values != 0))) for e in entries)
     if is_dense_bag(bag, types):
-        return EncodedBag(_dense_matrix(batch.num_rows, entries, len(index)), problems, unknown)
+        matrix = _dense_matrix(batch.num_rows, entries, len(index), missing)
+        return EncodedBag(matrix, problems, unknown)
     matrix, repeated = _assemble(batch.num_rows, entries, len(index))
     twice = np.flatnonzero(repeated >= 0)
     if twice.size and bag.hash_buckets is None:
@@ -107,9 +121,9 @@ def encode_bag(batch: pa.RecordBatch, bag: FeatureBag, index: FeatureIndex) -> E
     return EncodedBag(matrix, problems, unknown)
 
 
-def _dense_matrix(n: int, sources: list[_Entries], n_columns: int) -> CsrMatrix:
-    """Return the matrix of all columns; a row without a list is all 0."""
-    table = np.zeros((n, n_columns), np.float32)
+def _dense_matrix(n: int, sources: list[_Entries], n_columns: int, missing: float) -> CsrMatrix:
+    """Return the matrix of all columns; a row without a list is all `missing`."""
+    table = np.full((n, n_columns), missing, np.float32)
     for entries in sources:
         present = np.flatnonzero(entries.counts)
         if present.size:
@@ -127,17 +141,18 @@ def _entries(
     bag: FeatureBag,
     index: FeatureIndex,
     problems: list[RowProblem],
+    missing: float,
 ) -> _Entries:
     column = batch.column(source.column)
     ones = np.ones(len(column), np.int64)
     if source.kind == "numeric":
         columns = np.full(len(column), index.column(source.feature))
-        return _Entries(ones, columns, _floats(column))
+        return _Entries(ones, columns, _floats(column, missing))
     if source.kind == "categorical":
         terms = as_terms(column)
         return _Entries(ones, _look_up(source, terms, index), _present(terms))
     if source.kind == "dense":
-        return _dense_entries(column, source, index, problems)
+        return _dense_entries(column, source, index, problems, missing)
     if source.kind == "multi_hot":
         terms = as_terms(column)
         return _Entries(_lengths(column), _look_up(source, terms, index), _present(terms))
@@ -151,7 +166,11 @@ def _entries(
 
 
 def _dense_entries(
-    column: pa.Array, source: BagSource, index: FeatureIndex, problems: list[RowProblem]
+    column: pa.Array,
+    source: BagSource,
+    index: FeatureIndex,
+    problems: list[RowProblem],
+    missing: float,
 ) -> _Entries:
     present = _present(column) > 0
     size, trained = column.type.list_size, index.count(source.feature)
@@ -160,7 +179,8 @@ def _dense_entries(
         problems.append(RowProblem(source.column, what, np.flatnonzero(present)))
     columns = index.lookup(source.feature, pa.array([str(i) for i in range(size)], pa.string()))
     counts = np.where(present, size, 0)
-    return _Entries(counts, np.tile(columns, int(present.sum())), _floats(column.flatten()))
+    values = _floats(column.flatten(), missing)
+    return _Entries(counts, np.tile(columns, int(present.sum())), values)
 
 
 def _indexed_entries(
@@ -222,13 +242,13 @@ def _lengths(column: pa.Array) -> I64:
     return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _floats(column: pa.Array) -> NDArray[np.float32]:
-    """Return values as float32; null is 0, and so not stored."""
+def _floats(column: pa.Array, missing: float = 0.0) -> NDArray[np.float32]:
+    """Return values as float32; null is `missing`: a 0 is not stored."""
     if not pa.types.is_floating(column.type):
         column = column.cast(pa.float64(), safe=False)
     values = column.to_numpy(zero_copy_only=False)
     if column.null_count:
-        values = np.where(column.is_valid().to_numpy(zero_copy_only=False), values, 0)
+        values = np.where(column.is_valid().to_numpy(zero_copy_only=False), values, missing)
     with np.errstate(over="ignore"):
         values = np.asarray(values, np.float32)
     # A kernel that is given Arrow's own, read-only memory would be compiled once more.
@@ -239,15 +259,20 @@ def _present(column: pa.Array) -> NDArray[np.float32]:
     return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), np.float32)
 
 
-def _only_finite(source: BagSource, entries: _Entries, problems: list[RowProblem]) -> _Entries:
+def _only_finite(
+    source: BagSource, entries: _Entries, problems: list[RowProblem], missing: float
+) -> _Entries:
     """Note and zero what is not finite: kernels are compiled to know no NaN."""
-    finite = np.isfinite(entries.values)
-    if finite.all():
+    usable = np.isfinite(entries.values)
+    if np.isnan(missing):
+        usable |= np.isnan(entries.values)
+    if usable.all():
         return entries
-    rows = np.unique(np.repeat(np.arange(entries.counts.size), entries.counts)[~finite])
-    what = "NaN, infinity or a number too large for single precision"
+    rows = np.unique(np.repeat(np.arange(entries.counts.size), entries.counts)[~usable])
+    infinite = "infinity or a number too large for single precision"
+    what = infinite if np.isnan(missing) else f"NaN, {infinite}"
     problems.append(RowProblem(source.values or source.column, what, rows))
-    return _Entries(entries.counts, entries.columns, np.where(finite, entries.values, 0))
+    return _Entries(entries.counts, entries.columns, np.where(usable, entries.values, 0))
 
 
 def _assemble(n: int, sources: list[_Entries], n_columns: int) -> tuple[CsrMatrix, I64]:

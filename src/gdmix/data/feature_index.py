@@ -293,6 +293,11 @@ class FeatureIndexBuilder:
             elif source.kind == "ntv":
                 self._add(source, ntv_keys(column.flatten()))
 
+    def merge(self, other: FeatureIndexBuilder) -> None:
+        """Add the features that another builder of the same bag has seen."""
+        for column, found in other._found.items():
+            self._found.setdefault(column, KeyTable(found.kind)).insert(found.keys())
+
     def _add(self, source: BagSource, values: pa.Array) -> None:
         known = self._found.setdefault(source.column, KeyTable(values.type))
         known.insert(pc.unique(values).drop_null())

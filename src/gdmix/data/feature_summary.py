@@ -68,6 +68,42 @@ class FeatureSummary:
         return np.maximum(self.maximum, -self.minimum)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What some rows add to a summary.
+
+    Attributes
+    ----------
+    n_rows
+        Number of rows.
+    weight, squared_weight
+        Sum of their weights, and of the weights' squares.
+    fields
+        Sums and extremes of each column's values that are not 0.
+    """
+
+    n_rows: int
+    weight: float
+    squared_weight: float
+    fields: F64
+
+    def plus(self, other: Moments) -> Moments:
+        """Return those of both."""
+        fields = memory.copy(self.fields)
+        _merge(other.fields, fields)
+        return Moments(
+            self.n_rows + other.n_rows,
+            self.weight + other.weight,
+            self.squared_weight + other.squared_weight,
+            fields,
+        )
+
+    def summary(self) -> FeatureSummary:
+        """Return what the columns are like."""
+        w = self.weight
+        return _finished(self.fields, self.n_rows, w, w - self.squared_weight / w if w else 0.0)
+
+
 def summarize(design: CsrMatrix, weight: F64 | None = None, threads: int = 1) -> FeatureSummary:
     """Return counts, moments and extremes of every column.
 
@@ -80,28 +116,30 @@ def summarize(design: CsrMatrix, weight: F64 | None = None, threads: int = 1) ->
     weight
         (n,) non-negative row weights of the moments; default: every row counts as 1.
     """
+    return moments(design, weight, threads).summary()
+
+
+def moments(design: CsrMatrix, weight: F64 | None = None, threads: int = 1) -> Moments:
+    """Return what the rows of a design add to a summary; parameters as of `summarize`."""
     n, d = design.n_rows, design.n_columns
     weights = np.empty(0) if weight is None else weight
     most_parts = design.nnz // (_LEAST_VALUES_PER_COLUMN * max(d, 1))
     parts = split_evenly(n, min(max(most_parts, 1), _MOST_PARTS))
 
     def of_part(part: tuple[int, int]) -> F64:
-        moments = memory.zeros(d * _FIELDS)
+        own = memory.zeros(d * _FIELDS)
         if design.is_dense:
-            _add_dense_rows(*part, design.indptr, design.values, d, weights, moments)
+            _add_dense_rows(*part, design.indptr, design.values, d, weights, own)
         else:
-            _add_rows(*part, design.indptr, design.indices, design.values, weights, moments)
-        return moments
+            _add_rows(*part, design.indptr, design.indices, design.values, weights, own)
+        return own
 
     total = memory.zeros(d * _FIELDS)
-    for moments in map_ordered(of_part, parts, threads):
-        _merge(moments, total)
+    for own in map_ordered(of_part, parts, threads):
+        _merge(own, total)
     if weight is None:
-        whole, freedom = float(n), n - 1.0
-    else:
-        whole = float(weight.sum())
-        freedom = whole - float(weight @ weight) / whole if whole > 0.0 else 0.0
-    return _finished(total, n, whole, freedom)
+        return Moments(n, float(n), float(n), total)
+    return Moments(n, float(weight.sum()), float(weight @ weight), total)
 
 
 def _finished(total: F64, n: int, whole: float, freedom: float) -> FeatureSummary:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.data.dataset import Dataset
+from gdmix.glm.random_bits import mixed
 from gdmix.glm.row_order import kept_rows, part_matrix
 
 _ROWS_PER_CHUNK = 1_000_000
@@ -24,17 +25,9 @@ def fold_numbers(uid: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.ui
     numbers: NDArray[np.uint8] = memory.empty(uid.size, np.uint8)
     for first in range(0, uid.size, _ROWS_PER_CHUNK):
         part = slice(first, first + _ROWS_PER_CHUNK)
-        hashes = _mixed(uid[part].astype(np.uint64) + np.uint64(seed))
-        numbers[part] = (_mixed(hashes ^ np.uint64(folds)) >> np.uint64(11)) % np.uint64(folds)
+        hashes = mixed(uid[part].astype(np.uint64) + np.uint64(seed))
+        numbers[part] = (mixed(hashes ^ np.uint64(folds)) >> np.uint64(11)) % np.uint64(folds)
     return numbers
-
-
-def _mixed(h: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix all bits of each number into all of the result (Steele et al. 2014, SplitMix64)."""
-    h = h + np.uint64(0x9E3779B97F4A7C15)
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return h ^ (h >> np.uint64(31))
 
 
 def rows_where(rows: Dataset, kept: NDArray[np.bool_], label: str) -> Dataset:

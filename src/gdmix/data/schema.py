@@ -39,6 +39,8 @@ class RowSchema:
         False where rows are only scored.
     derived
         Parts of the entities that no column holds.
+    optional
+        Those of the entities that a row may lack.
     """
 
     roles: ColumnRoles
@@ -47,6 +49,7 @@ class RowSchema:
     groups: tuple[str, ...] = ()
     needs_response: bool = True
     derived: Mapping[str, tuple[EntityPart, ...]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -68,6 +71,13 @@ class RowSchema:
     def plain_key_columns(self) -> tuple[str, ...]:
         """Columns whose values are keys, or parts of keys, as they are."""
         return tuple(dict.fromkeys(p for p in self._key_parts if isinstance(p, str)))
+
+    @property
+    def needed_key_columns(self) -> frozenset[str]:
+        """Those of the columns of keys whose value no row may lack."""
+        optional = self.optional - set(self.groups)
+        parts = (p for k in self.keys if k not in optional for p in self.derived.get(k, (k,)))
+        return frozenset(p if isinstance(p, str) else p.column for p in parts)
 
     @property
     def _key_parts(self) -> list[EntityPart]:

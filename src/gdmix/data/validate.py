@@ -133,9 +133,11 @@ _ROWS_PER_CHECK = 1_000_000
 def check_roles(batch: pa.RecordBatch, schema: RowSchema, task: Task, findings: Findings) -> None:
     """Check uid, response, weight, offset, entity and grouping columns, row by row."""
     columns = role_columns(schema, batch.schema.names)
-    for column in dict.fromkeys([*columns.values(), *schema.key_columns]):
+    needed = schema.needed_key_columns
+    keys = [column for column in schema.key_columns if column in needed]
+    for column in dict.fromkeys([*columns.values(), *keys]):
         findings.add(column, NO_VALUE, _nulls(batch.column(column)))
-    for column in schema.binned_columns:
+    for column in (c for c in schema.binned_columns if c in needed):
         numbers = as_floats(batch.column(column), fill=0.0)
         findings.add(column, "NaN", np.flatnonzero(np.isnan(numbers)))
     columns.pop("uid", None)

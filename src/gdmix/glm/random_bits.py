@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gdmix.glm.compiled import kernel
 
@@ -17,6 +18,14 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 @kernel
 def mix(h: np.uint64) -> np.uint64:
     """Mix all bits of a number into all of the result (Steele et al. 2014, SplitMix64)."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+def mixed(h: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Do as `mix`, one step of the stream on, with each of an array's numbers."""
+    h = h + _STEP
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return h ^ (h >> np.uint64(31))
