@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,18 @@ class FitReport:
     gradient_norm: float
 
     @staticmethod
+    def merged(parts: Sequence[FitReport]) -> FitReport:
+        """Return the report of all models, given those of some each."""
+        models = sum(p.models for p in parts)
+        statuses = {s: sum(p.statuses.get(s, 0) for p in parts) for s in FitStatus}
+        return FitReport(
+            models,
+            {s: n for s, n in statuses.items() if n},
+            sum(p.iterations * p.models for p in parts) / max(models, 1),
+            float(np.linalg.norm([p.gradient_norm for p in parts])),
+        )
+
+    @staticmethod
     def of(
         status: NDArray[np.int8], iterations: NDArray[np.int32], gradient_norm: F64
     ) -> FitReport:
@@ -70,15 +82,19 @@ class Scores:
 
 
 class Coordinate(Protocol[Model]):
-    """One additive part of the model, bound to its rows; its models are of one kind."""
+    """One additive part of the model, bound to its rows; its models are of one kind.
 
-    def fit(self, offset: F64, warm_start: Model | None) -> tuple[Model, FitReport]:
+    Offsets and scores are what the engine's `ScoreTable` gives and takes: arrays of this process,
+    or what stands for those of a cluster.
+    """
+
+    def fit(self, offset: Any, warm_start: Model | None) -> tuple[Model, FitReport]:
         """Fit to the training rows, given the score that all else adds to each of them."""
 
     def start(self, model: Model) -> tuple[Model, Model | None]:
         """Divide an earlier model into what is fitted here and, if any, what stays as it is."""
 
-    def score(self, model: Model) -> Scores:
+    def score(self, model: Model) -> Any:
         """Score all rows, active and passive, training and validation."""
 
     def penalty(self, model: Model) -> float:
@@ -88,13 +104,10 @@ class Coordinate(Protocol[Model]):
 class ScoreTable(Protocol):
     """The scores of all coordinates, wherever they are kept."""
 
-    def put(self, name: str, scores: Scores) -> None:
+    def put(self, name: str, scores: Any) -> None:
         """Set a coordinate's scores."""
 
-    def hold(self, scores: Scores, penalty: float) -> None:
-        """Add scores, and their model's penalty, that no step changes: of what is locked."""
-
-    def total_without(self, name: str) -> F64:
+    def total_without(self, name: str) -> Any:
         """Return base offset plus all other coordinates' training scores, summed anew."""
 
     def loss(self) -> float:

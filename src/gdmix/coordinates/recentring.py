@@ -17,7 +17,8 @@ feature stays where it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,62 @@ from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 from gdmix.model.linear import LinearModel
 
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+class ManyModels(Protocol):
+    """The models of a random effect's entities, wherever they lie."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the feature bags."""
+
+    @property
+    def intercept(self) -> bool:
+        """Whether they have intercepts."""
+
+    def column_totals(self, width: int) -> tuple[F64, I64]:
+        """Return each column's sum and number of coefficients over all models, (width,)."""
+
+    def shifted(self, by_column: F64) -> ManyModels:
+        """Return the models less a shift of each column, (width,)."""
+
+
+@dataclass(frozen=True)
+class ModelsInMemory:
+    """Those of a `LinearModel`."""
+
+    model: LinearModel
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the feature bags."""
+        return self.model.features
+
+    @property
+    def intercept(self) -> bool:
+        """Whether they have intercepts."""
+        return self.model.intercept
+
+    def column_totals(self, width: int) -> tuple[F64, I64]:
+        """Return each column's sum and number of coefficients over all models, (width,)."""
+        coefficients = self._coefficients
+        totals, counts = np.zeros(width), np.zeros(width, np.int64)
+        column_totals(coefficients.columns, coefficients.values, totals, counts)
+        return totals, counts
+
+    def shifted(self, by_column: F64) -> ModelsInMemory:
+        """Return the models less a shift of each column, (width,)."""
+        coefficients = self._coefficients
+        moved = memory.copy(coefficients.values)
+        shift_columns(coefficients.columns, by_column, moved)
+        coefficients = replace(coefficients, values=moved)
+        return ModelsInMemory(replace(self.model, coefficients=coefficients))
+
+    @property
+    def _coefficients(self) -> RandomCoefficients:
+        assert isinstance(self.model.coefficients, RandomCoefficients)
+        return self.model.coefficients
 
 
 def recentre(
@@ -55,35 +112,55 @@ def recentre(
     dict
         The same models, those that changed replaced: training scores add up as before.
     """
-    result = dict(models)
-    changeable = [name for name in models if name in weights]
-    fixed = [n for n in changeable if isinstance(models[n].coefficients, FixedCoefficients)]
-    for name in changeable:
-        if name in fixed:
+    fixed, many = {}, {}
+    for name, model in models.items():
+        if isinstance(model.coefficients, FixedCoefficients):
+            fixed[name] = model
+        else:
+            many[name] = ModelsInMemory(model)
+    new_fixed, new_many = recentre_many(fixed, many, weights, bag_sizes, uncovered or {})
+    result = dict(models) | new_fixed
+    return result | {n: m.model for n, m in new_many.items() if isinstance(m, ModelsInMemory)}
+
+
+def recentre_many(
+    fixed: Mapping[str, LinearModel],
+    many: Mapping[str, ManyModels],
+    weights: Mapping[str, F64],
+    bag_sizes: Mapping[str, int],
+    uncovered: Mapping[str, NDArray[np.bool_]],
+) -> tuple[dict[str, LinearModel], dict[str, ManyModels]]:
+    """Do as `recentre`, with models that may lie elsewhere; return those that changed."""
+    new_fixed: dict[str, LinearModel] = {}
+    new_many: dict[str, ManyModels] = {}
+    for name in many:
+        if name not in weights:
             continue
-        free = set(models[name].features) | ({""} if models[name].intercept else set())
+        free = set(many[name].features) | ({""} if many[name].intercept else set())
         for target in fixed:
-            pairs = _shared_columns(result[name], result[target], bag_sizes, free)
+            if target not in weights:
+                continue
+            own_models = new_many.get(name, many[name])
+            theirs_model = new_fixed.get(target, fixed[target])
+            pairs = _shared_columns(own_models, theirs_model, bag_sizes, free)
             if pairs is not None:
-                own, theirs = pairs
-                result[name], result[target] = _move(
-                    result[name],
-                    result[target],
-                    own,
-                    theirs,
+                new_many[name], new_fixed[target] = _move(
+                    own_models,
+                    theirs_model,
+                    *pairs,
                     weights[name],
                     weights[target],
-                    (uncovered or {}).get(name),
+                    uncovered.get(name),
                 )
-    return result
+    return new_fixed, new_many
 
 
 def _shared_columns(
-    random: LinearModel,
+    random: ManyModels,
     fixed: LinearModel,
     bag_sizes: Mapping[str, int],
     free: set[str],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+) -> tuple[I64, I64] | None:
     """Return matching columns; bags found are taken from `free` (the intercept is bag "")."""
     own, theirs = _column_ranges(random, bag_sizes), _column_ranges(fixed, bag_sizes)
     shared = [bag for bag in own if bag in theirs and bag in free]
@@ -96,7 +173,9 @@ def _shared_columns(
     )
 
 
-def _column_ranges(model: LinearModel, bag_sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+def _column_ranges(
+    model: LinearModel | ManyModels, bag_sizes: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
     ranges = {"": (0, 1)} if model.intercept else {}
     first = 1
     for bag in model.features:
@@ -106,22 +185,17 @@ def _column_ranges(model: LinearModel, bag_sizes: Mapping[str, int]) -> dict[str
 
 
 def _move(
-    random: LinearModel,
+    random: ManyModels,
     fixed: LinearModel,
-    own: NDArray[np.int64],
-    theirs: NDArray[np.int64],
+    own: I64,
+    theirs: I64,
     random_weight: F64,
     fixed_weight: F64,
     uncovered: NDArray[np.bool_] | None,
-) -> tuple[LinearModel, LinearModel]:
-    coefficients, target = random.coefficients, fixed.coefficients
-    assert isinstance(coefficients, RandomCoefficients)
+) -> tuple[ManyModels, LinearModel]:
+    target = fixed.coefficients
     assert isinstance(target, FixedCoefficients)
-    width = int(coefficients.columns.max(initial=0)) + 1
-    own_seen = own < width
-    own, theirs = own[own_seen], theirs[own_seen]
-    totals, counts = np.zeros(width), np.zeros(width, np.int64)
-    column_totals(coefficients.columns, coefficients.values, totals, counts)
+    totals, counts = random.column_totals(random_weight.size)
     totals, counts = totals[own], counts[own]
     weight, fixed_weight = random_weight[own], fixed_weight[theirs]
     curvature = fixed_weight + weight * counts
@@ -131,13 +205,9 @@ def _move(
     if uncovered is not None:
         useful &= ~uncovered[own]
     shift = np.divide(pull, curvature, out=np.zeros_like(pull), where=useful)
-    by_column = np.zeros(width)
+    by_column = np.zeros(random_weight.size)
     by_column[own] = shift
     values = target.values.copy()
     values[theirs] += shift
-    moved = memory.copy(coefficients.values)
-    shift_columns(coefficients.columns, by_column, moved)
-    return (
-        replace(random, coefficients=replace(coefficients, values=moved)),
-        replace(fixed, coefficients=replace(target, values=values)),
-    )
+    moved = replace(fixed, coefficients=replace(target, values=values))
+    return random.shifted(by_column), moved

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,19 +21,25 @@ from gdmix.data.write import write_tables
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 
-PART = "part-00000.parquet"
 _ENTITIES_PER_PIECE = 50_000
 
 
-def write_coefficients(coefficients: FixedCoefficients | RandomCoefficients, folder: Path) -> None:
-    """Write coefficients into a folder.
+def part_file(folder: Path, part: int = 0) -> Path:
+    """Return where a part of a coordinate's coefficients lies."""
+    return folder / f"part-{part:05d}.parquet"
+
+
+def write_coefficients(
+    coefficients: FixedCoefficients | RandomCoefficients, folder: Path, part: int = 0
+) -> None:
+    """Write coefficients into a folder, or some of them as one of its parts.
 
     Raises
     ------
     OutputError
         If the system refuses to write there.
     """
-    write_tables(_to_arrow(coefficients), folder / PART)
+    write_tables(_to_arrow(coefficients), part_file(folder, part))
 
 
 def _to_arrow(coefficients: FixedCoefficients | RandomCoefficients) -> Iterator[pa.Table]:
@@ -76,7 +83,7 @@ def read_fixed(folder: Path) -> FixedCoefficients:
     ModelError
         If a file is missing or damaged.
     """
-    table = _read_parts(folder, ["column", "value"], ["variance", "hessian"])
+    table = _read_files(_parts_in(folder), ["column", "value"], ["variance", "hessian"])
     coefficients = FixedCoefficients(_to_numpy(table["value"], np.float64))
     if "variance" in table.column_names:
         variances = _to_numpy(table["variance"], np.float64)
@@ -87,15 +94,20 @@ def read_fixed(folder: Path) -> FixedCoefficients:
     return coefficients
 
 
-def read_random(folder: Path) -> RandomCoefficients:
-    """Read the coefficients of a random effect.
+def read_random(folder: Path, part: int | None = None) -> RandomCoefficients:
+    """Read the coefficients of a random effect, or one part of them.
 
     Raises
     ------
     ModelError
         If a file is missing or damaged.
     """
-    table = _read_parts(folder, ["entity", "columns", "values"], ["variances", "hessian"])
+    files = _parts_in(folder) if part is None else [part_file(folder, part)]
+    table = _read_files(files, ["entity", "columns", "values"], ["variances", "hessian"])
+    if len(files) > 1:  # each ascends, which together they need not
+        order = pc.sort_indices(table["entity"])
+        in_order = bool((np.diff(order.to_numpy()) == 1).all())
+        table = table if in_order else table.take(order)
     indptr, columns = _ragged(table["columns"], np.uint32)
     coefficients = RandomCoefficients(
         _entities(table["entity"]), indptr, columns, _ragged(table["values"], np.float64)[1]
@@ -133,10 +145,14 @@ def read_parquet(file: Path, columns: Sequence[str], optional: Sequence[str] = (
         raise ModelError(f"{file}: damaged or missing: {' '.join(str(error).split())}") from None
 
 
-def _read_parts(folder: Path, columns: list[str], optional: list[str]) -> pa.Table:
+def _parts_in(folder: Path) -> list[Path]:
     files = sorted(folder.glob("part-*.parquet"))
     if not files:
         raise ModelError(f"{folder}: holds no part-*.parquet file")
+    return files
+
+
+def _read_files(files: Sequence[Path], columns: list[str], optional: list[str]) -> pa.Table:
     parts = [read_parquet(file, columns, optional) for file in files]
     return pa.concat_tables(parts, promote_options="permissive")
 

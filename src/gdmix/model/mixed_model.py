@@ -17,12 +17,13 @@ from gdmix.data.read import Source
 from gdmix.data.schema import RowSchema
 from gdmix.errors import ModelError, did_you_mean
 from gdmix.glm import losses
-from gdmix.model.base import CoordinateModel
+from gdmix.model.base import CoordinateModel, optional_keys
 from gdmix.model.coefficients import FixedCoefficients
 from gdmix.model.custom import with_pickles_trusted
 from gdmix.model.external import ExternalModel, with_sources
 from gdmix.model.factorization import FactorizationModel
 from gdmix.model.linear import LinearModel, linear_models
+from gdmix.model.stored import in_memory
 
 F64 = NDArray[np.float64]
 
@@ -65,6 +66,11 @@ class TrainedModel:
         """Those of the coordinates that have coefficients."""
         return linear_models(self.coordinates)
 
+    def in_memory(self) -> TrainedModel:
+        """Return the model with those of its coordinates read that lie in folders."""
+        models = {name: in_memory(m) for name, m in self.coordinates.items()}
+        return replace(self, coordinates=models)
+
     def with_pickles_trusted(self) -> TrainedModel:
         """Return the model whose pickles may be opened, which runs code of whoever wrote it."""
         models = {name: with_pickles_trusted(m) for name, m in self.coordinates.items()}
@@ -77,14 +83,17 @@ class TrainedModel:
 
     def row_schema(self, groups: Sequence[str] = ()) -> RowSchema:
         """Return which columns scoring reads."""
-        keys = (key for model in self.coordinates.values() for key in model.keys)
+        models = self.coordinates.values()
+        keys = tuple(dict.fromkeys(key for model in models for key in model.keys))
+        needed = {key for m in models for key in m.keys if key not in optional_keys(m)}
         return RowSchema(
             self.columns,
             self.bags,
-            tuple(dict.fromkeys(keys)),
+            keys,
             tuple(groups),
             needs_response=False,
             derived=self.derived,
+            optional=frozenset(keys) - needed,
         )
 
     def components(
