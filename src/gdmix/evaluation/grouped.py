@@ -2,8 +2,8 @@
 
 `rank_rows` sorts once; every metric of the same grouping reuses its `Ranking`. A metric
 returns one value per group, in the order of the group codes, with NaN where it is
-undefined; `mean_over_groups` averages the defined ones, each group counting the same
-whatever its size or weight.
+undefined; a `GroupSum` averages the defined ones, each group counting the same whatever its
+size or weight.
 
 The order of rows of equal score is unknown, so `precision_at`, `ndcg_at` and
 `reciprocal_rank` take what a random order of them is expected to give, in closed form.
@@ -12,14 +12,18 @@ They ignore row weights. They are undefined for a group without a positive respo
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from gdmix.config import MetricSpec
+from gdmix.evaluation.checks import Rows
 from gdmix.evaluation.metrics import changes
+from gdmix.evaluation.sums import GroupSum
 
 
 class Ranking(NamedTuple):
@@ -214,10 +218,39 @@ def reciprocal_rank(ranking: Ranking, response: NDArray[np.float64]) -> NDArray[
     return values
 
 
-def mean_over_groups(values: NDArray[np.float64]) -> float:
-    """Unweighted mean of the defined values of (g,) groups; NaN if none is defined."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else math.nan
+def group_sums(
+    specs: Mapping[str, MetricSpec], rows: Rows, code: NDArray[np.int32]
+) -> dict[str, GroupSum]:
+    """Add up metrics of the same grouping over groups.
+
+    Parameters
+    ----------
+    specs
+        Grouped metrics by name.
+    rows
+        All of positive weight.
+    code
+        (n,) non-negative group codes, best dense.
+    """
+    score, response, weight = rows.score, rows.response, rows.weight
+    ranking = rank_rows(score, code)
+
+    @cache
+    def ideal() -> Ranking:
+        return rank_rows(response, code)
+
+    def values(spec: MetricSpec) -> NDArray[np.float64]:
+        match spec.kind, spec.k:
+            case "auc", _:
+                return group_auc(ranking, response, weight)
+            case "precision", int(k):
+                return precision_at(ranking, response, k)
+            case "ndcg", int(k):
+                return ndcg_at(ranking, ideal(), response, k)
+            case _:
+                return reciprocal_rank(ranking, response)
+
+    return {name: GroupSum.of(values(spec)) for name, spec in specs.items()}
 
 
 def _discounted_gain(

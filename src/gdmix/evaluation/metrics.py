@@ -8,8 +8,9 @@ and z the score, a linear predictor.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,28 @@ def changes(values: NDArray[Any]) -> NDArray[np.bool_]:
     return changed
 
 
+class ClassWeights(NamedTuple):
+    """Weight of the rows of either class at some scores.
+
+    Attributes
+    ----------
+    score
+        (m,) scores.
+    positive, negative
+        (m,) weights.
+    """
+
+    score: NDArray[np.float64]
+    positive: NDArray[np.float64]
+    negative: NDArray[np.float64]
+
+
 def class_weights(
     score: NDArray[np.float64], response: NDArray[np.float64], weight: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> ClassWeights:
     """Sum the weight of either class at every distinct score, highest score first.
 
-    The running sums of the two arrays are the true and false positives at each threshold:
+    The running sums of the two weights are the true and false positives at each threshold:
     the ROC curve and the precision-recall curve before they are scaled (Fawcett 2006,
     "An introduction to ROC analysis", algorithm 1).
 
@@ -37,17 +54,18 @@ def class_weights(
     ----------
     score, response, weight
         (n,) each; the response is 0 or 1.
-
-    Returns
-    -------
-    positive, negative
-        One weight per distinct score each.
     """
-    order = np.argsort(score)[::-1]
-    weight = weight[order]
-    positive = weight * response[order]
-    starts = np.flatnonzero(changes(score[order]))
-    return np.add.reduceat(positive, starts), np.add.reduceat(weight - positive, starts)
+    positive = weight * response
+    return at_distinct_scores(ClassWeights(score, positive, weight - positive))
+
+
+def at_distinct_scores(rows: ClassWeights) -> ClassWeights:
+    """Sum weights of equal score, highest score first; of rows, or of sums over rows."""
+    order = np.argsort(rows.score)[::-1]
+    score = rows.score[order]
+    starts = np.flatnonzero(changes(score))
+    positive, negative = (np.add.reduceat(w[order], starts) for w in rows[1:])
+    return ClassWeights(score[starts], positive, negative)
 
 
 @dataclass
@@ -55,7 +73,8 @@ class ThresholdSums:
     """What the ROC and the precision-recall curve need of the thresholds passed so far.
 
     Rows may come in parts, each of lower scores than all before it: memory for one part is
-    enough, and the result is that of all rows at once.
+    enough, and the result is that of all rows at once. Or each part starts from the weights
+    above it, with `concordant` and `precision` of zero, and `total` adds the parts up.
 
     Attributes
     ----------
@@ -72,8 +91,9 @@ class ThresholdSums:
     concordant: float = 0.0
     precision: float = 0.0
 
-    def add(self, positive: NDArray[np.float64], negative: NDArray[np.float64]) -> None:
-        """Pass the next thresholds, as `class_weights` returns them."""
+    def add(self, thresholds: ClassWeights) -> None:
+        """Pass the next thresholds, highest first."""
+        _, positive, negative = thresholds
         true_positives = self.positives + np.cumsum(positive)
         self.concordant += float(np.sum(negative * (true_positives - 0.5 * positive)))
         passed = true_positives + self.negatives + np.cumsum(negative)
@@ -82,6 +102,17 @@ class ThresholdSums:
         self.precision += float(np.sum(positive * precision))
         self.positives += float(positive.sum())
         self.negatives += float(negative.sum())
+
+    @classmethod
+    def total(cls, parts: Sequence[ThresholdSums]) -> ThresholdSums:
+        """Add up parts that each started from the weights above it."""
+        return cls(
+            # The lowest part ends with all rows.
+            max((part.positives for part in parts), default=0.0),
+            max((part.negatives for part in parts), default=0.0),
+            float(np.sum([part.concordant for part in parts])),
+            float(np.sum([part.precision for part in parts])),
+        )
 
     @property
     def roc_auc(self) -> float:
@@ -105,38 +136,48 @@ class ThresholdSums:
         return self.precision / self.positives if self.positives > 0 else math.nan
 
 
-def log_loss(
-    score: NDArray[np.float64], response: NDArray[np.float64], weight: NDArray[np.float64]
-) -> float:
-    """Weighted mean of log(1 + exp(z)) - y z in nats, for (n,) responses of 0 or 1."""
+def row_losses(
+    kind: str, score: NDArray[np.float64], response: NDArray[np.float64], task: Task
+) -> NDArray[np.float64]:
+    """Return what a metric is the weighted mean of; ``rmse`` is the root of that mean.
+
+    Parameters
+    ----------
+    kind
+        ``logloss``, ``poisson_loss``, ``rmse`` or ``mae``.
+    score, response
+        (n,) each.
+    task
+        Decides the inverse link of ``rmse`` and ``mae``.
+
+    Returns
+    -------
+    ndarray
+        (n,) losses.
+    """
+    match kind:
+        case "logloss":
+            return log_loss(score, response)
+        case "poisson_loss":
+            return poisson_loss(score, response)
+    error = response - predicted_mean(score, task)
+    return error**2 if kind == "rmse" else np.abs(error)
+
+
+def log_loss(score: NDArray[np.float64], response: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log(1 + exp(z)) - y z in nats, for (n,) responses of 0 or 1."""
     # The margin form of the same loss: the difference cancels for large scores.
     margin = np.where(response > 0, score, -score)
-    return _weighted_mean(np.logaddexp(0.0, -margin), weight)
+    return np.logaddexp(0.0, -margin)
 
 
-def poisson_loss(
-    score: NDArray[np.float64], response: NDArray[np.float64], weight: NDArray[np.float64]
-) -> float:
-    """Weighted mean of exp(z) - y z over (n,) rows.
+def poisson_loss(score: NDArray[np.float64], response: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return exp(z) - y z of (n,) rows.
 
     The negative log-likelihood of a Poisson with mean exp(z), less the term log(y!) that no
     model can change (McCullagh & Nelder 1989, "Generalized Linear Models", chapter 6).
     """
-    return _weighted_mean(np.exp(score) - response * score, weight)
-
-
-def mean_squared_error(
-    mean: NDArray[np.float64], response: NDArray[np.float64], weight: NDArray[np.float64]
-) -> float:
-    """Weighted mean of squared errors, in squared units of the response; (n,) each."""
-    return _weighted_mean((response - mean) ** 2, weight)
-
-
-def mean_absolute_error(
-    mean: NDArray[np.float64], response: NDArray[np.float64], weight: NDArray[np.float64]
-) -> float:
-    """Weighted mean of absolute errors, in units of the response; (n,) each."""
-    return _weighted_mean(np.abs(response - mean), weight)
+    return np.exp(score) - response * score
 
 
 def predicted_mean(score: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
@@ -148,7 +189,3 @@ def predicted_mean(score: NDArray[np.float64], task: Task) -> NDArray[np.float64
             return score
         case "poisson_regression":
             return np.exp(score)
-
-
-def _weighted_mean(values: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
-    return float(np.sum(weight * values) / np.sum(weight)) if values.size else math.nan
