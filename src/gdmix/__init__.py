@@ -13,6 +13,7 @@ from gdmix._version import __version__
 if TYPE_CHECKING:
     from gdmix.config import (
         CustomEffect,
+        DeepFixedEffect,
         ExternalScores,
         Factorization,
         FixedEffect,
@@ -27,6 +28,7 @@ _HOMES = {
     "MixedModel": "gdmix.estimator",
     "FixedEffect": "gdmix.config",
     "CustomEffect": "gdmix.config",
+    "DeepFixedEffect": "gdmix.config",
     "ExternalScores": "gdmix.config",
     "Factorization": "gdmix.config",
     "RandomEffect": "gdmix.config",
@@ -43,6 +45,7 @@ __all__ = [
     "ConfigError",
     "CustomEffect",
     "DataError",
+    "DeepFixedEffect",
     "ExternalScores",
     "Factorization",
     "FixedEffect",

@@ -25,7 +25,7 @@ from gdmix.descent import Descent, Step
 from gdmix.errors import ModelError
 from gdmix.model.base import CoordinateModel
 from gdmix.model.custom import with_pickles_trusted
-from gdmix.model.kinds import read_coordinate
+from gdmix.model.stored import StoredModel, in_memory
 
 STATE = "state.json"
 # At most a tenth of the time goes into checkpoints: of a run of short steps not every one is kept.
@@ -39,10 +39,12 @@ class Checkpoint:
     ----------
     folder
         Made when the first state is saved.
+    stored
+        Whether models are to stay on disk until someone looks at them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, stored: bool = False) -> None:
+        self._folder, self._stored = folder, stored
         self._files: dict[int, tuple[str, CoordinateModel]] = {}
         self._resting_until = 0.0
 
@@ -132,7 +134,8 @@ class Checkpoint:
         for name, entry in entries.items():
             file = entry["file"]
             if file not in known:
-                known[file] = with_pickles_trusted(read_coordinate(self._folder / file, entry, {}))
+                model: CoordinateModel = StoredModel(self._folder / file, entry)
+                known[file] = model if self._stored else with_pickles_trusted(in_memory(model))
                 self._files[id(known[file])] = (file, known[file])
             models[name] = known[file]
         return models

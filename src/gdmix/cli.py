@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -22,6 +31,9 @@ from gdmix.errors import ConfigError, GdmixError, ModelError
 
 out = Console(highlight=False, markup=False)
 err = Console(stderr=True, highlight=False, markup=False)
+
+
+_DEBUG = "gdmix.debug"
 
 
 class _Program(TyperGroup):
@@ -34,6 +46,8 @@ class _Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except GdmixError as error:
+            if ctx.meta.get(_DEBUG):
+                traceback.print_exception(error)
             for line in str(error).splitlines():
                 _print_labelled("error", "bold red", line)
             raise typer.Exit(2) from None
@@ -89,6 +103,32 @@ Join = Annotated[
 ]
 
 
+class EngineKind(StrEnum):
+    """Where the work is done."""
+
+    local = "local"
+    spark = "spark"
+
+
+def _remember(context: typer.Context, value: bool) -> bool:
+    context.meta[_DEBUG] = value
+    return value
+
+
+Master = Annotated[
+    str | None,
+    typer.Option("--master", metavar="URL", help="Spark's: local[4], spark://HOST:7077, yarn."),
+]
+Conf = Annotated[
+    list[str] | None,
+    typer.Option("--conf", metavar="KEY=VALUE", help="A setting of Spark's; repeatable."),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_remember, help="Show tracebacks and all that Spark says."),
+]
+
+
 class Format(StrEnum):
     """Formats of rows that a command can be asked for."""
 
@@ -138,19 +178,33 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run, if there is one.")
     ] = False,
+    engine: Annotated[
+        EngineKind | None, typer.Option("--engine", help="Instead of the file's.")
+    ] = None,
+    master: Master = None,
+    conf: Conf = None,
+    debug: Debug = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a model and write its run folder."""
     from gdmix.compat.gdmix_yaml import load_run
+    from gdmix.deep.distributed import is_worker
     from gdmix.report import components_table, history_table
-    from gdmix.runs import run
+    from gdmix.runs import assist, run
 
     overrides = dict(_key_and_value(text, "--set", "KEY=VALUE") for text in override or [])
     if output is not None:
         overrides["output"] = json.dumps(str(output))
+    if engine is not None:
+        overrides["engine"] = engine
+    spark = _spark_settings(master, conf, debug)
+    overrides |= {f"spark.{key}": value for key, value in spark.items()}
     loaded = load_run(config, overrides)
     run_config = loaded.config
+    if is_worker():
+        assist(run_config)
+        return
     for note in () if quiet else loaded.notes:
         _print_labelled("note", "cyan", note)
     steps = run_config.passes * len(run_config.fitted) + (run_config.solver == "joint")
@@ -195,10 +249,13 @@ def tune(
 ) -> None:
     """Search for the best regularisation weights."""
     from gdmix.compat.gdmix_yaml import load_run
+    from gdmix.deep.distributed import world_size
     from gdmix.report import trials_table
     from gdmix.tuning import TuningStopped, tune_run
     from gdmix.tuning.study import BEST, study_folder
 
+    if world_size() > 1:
+        raise ConfigError("tune: runs in one process; torchrun is for `gdmix train`")
     overrides = dict(_key_and_value(text, "--set", "KEY=VALUE") for text in override or [])
     if trials is not None:
         overrides["tune.trials"] = str(trials)
@@ -270,17 +327,26 @@ def score(
         ),
     ] = None,
     validate: Validate = "strict",
+    engine: Annotated[
+        EngineKind, typer.Option("--engine", help="Where rows are scored.")
+    ] = EngineKind.local,
+    master: Master = None,
+    conf: Conf = None,
+    debug: Debug = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Score rows; entities that training did not see add 0."""
     from gdmix.compat.gdmix_yaml import load_description
-    from gdmix.scoring import score_to_file
+    from gdmix.scoring import score_on_spark, score_to_file
 
+    score_rows = score_to_file
+    if engine is EngineKind.spark:
+        score_rows = partial(score_on_spark, _spark_config(_spark_settings(master, conf, debug)))
     with _progress("scoring", None, quiet or as_json):
         given = dict(_key_and_value(text, "--external", "NAME=PATH") for text in external or [])
         mode, described = _validate_mode(validate), load_description(config) if config else None
-        done = score_to_file(
+        done = score_rows(
             model,
             data,
             output,
@@ -297,6 +363,44 @@ def score(
         _print_json({"output": str(done.path), "rows": done.rows})
     elif not quiet:
         out.print(f"{done.rows:,} rows scored: {done.path}", soft_wrap=True)
+
+
+@app.command()
+def encode(
+    model: Model,
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Rows: files, folders or patterns.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="A .parquet file.")
+    ],
+    coordinate: Annotated[
+        str, typer.Option("--coordinate", "-c", metavar="NAME", help="A deep coordinate.")
+    ],
+    side: Annotated[
+        str, typer.Option("--side", metavar="SIDE", help="The side whose vectors are written.")
+    ] = "document",
+    column: Annotated[
+        str | None,
+        typer.Option("--column", metavar="NAME", help="Of the vectors. Default: NAME_SIDE."),
+    ] = None,
+    join: Join = None,
+    validate: Validate = "strict",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write rows with a column of a deep coordinate's vectors, which can be a feature bag."""
+    from gdmix.encoding import encode_to_file
+
+    mode = _validate_mode(validate)
+    with _progress("encoding", None, quiet or as_json):
+        done = encode_to_file(model, data, output, coordinate, side, column, join or [], mode)
+    if as_json:
+        summary = {"output": str(done.path), "rows": done.rows}
+        _print_json({**summary, "column": done.column, "dim": done.dim})
+    elif not quiet:
+        text = f"{done.rows:,} rows with '{done.column}' of {done.dim} numbers: {done.path}"
+        out.print(text, soft_wrap=True)
 
 
 @app.command()
@@ -616,7 +720,46 @@ def _progress(text: str, steps: int | None, silent: bool) -> Iterator[Any]:
             if description:
                 progress.update(task, description=description)
 
-        yield show
+        with _shown_beside(progress, task):
+            yield show
+
+
+@contextmanager
+def _shown_beside(progress: Progress, task: TaskID) -> Iterator[None]:
+    """Show how far the training of a network is, behind what it is a part of."""
+    logger, handler = logging.getLogger("gdmix.training"), logging.Handler()
+
+    def emit(record: logging.LogRecord) -> None:
+        before, _, _ = progress.tasks[task].description.partition(": step ")
+        progress.update(task, description=f"{before}: {record.getMessage()}")
+
+    handler.emit = emit  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _spark_settings(master: str | None, conf: list[str] | None, debug: bool) -> dict[str, str]:
+    """Return keys and YAML values of what `spark` of a configuration holds."""
+    settings = {} if master is None else {"master": json.dumps(master)}
+    if debug:
+        settings["log_level"] = "INFO"
+    given = dict(_key_and_value(text, "--conf", "KEY=VALUE") for text in conf or [])
+    return settings | {f"conf.{key}": json.dumps(value) for key, value in given.items()}
+
+
+def _spark_config(settings: dict[str, str]) -> Any:
+    from gdmix.config import SparkConfig
+    from gdmix.config.base import config_errors
+    from gdmix.config.yaml_files import override
+
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        override(tree, f"spark.{key}", value)
+    with config_errors("spark."):
+        return SparkConfig.model_validate(tree.get("spark", {}))
 
 
 def _key_and_value(text: str, option: str, form: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gdmix.config import JOINT
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
-from gdmix.coordinates.variance_components import Estimate, WeightEstimator, Weights
+from gdmix.coordinates.variance_components import Estimate, Weights, WeightSource
 from gdmix.glm.status import FitStatus
 from gdmix.model.base import CoordinateModel
 
@@ -160,7 +160,7 @@ def descend(
     schedule: Schedule,
     recentre: Recentre | None = None,
     fit_jointly: FitJointly | None = None,
-    weights: WeightEstimator | None = None,
+    weights: WeightSource | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
     state: Descent | None = None,

@@ -26,6 +26,10 @@ class OutputError(GdmixError):
     """An output that cannot be written: folder in use, read-only, disk full."""
 
 
+class EngineError(GdmixError):
+    """A cluster that is out of reach, or that could not do its work: executors lost, no memory."""
+
+
 class DataError(GdmixError):
     """Input rows that cannot be used.
 

@@ -25,6 +25,7 @@ from gdmix.data.dataset import Dataset, load_rows
 from gdmix.data.read import Source, open_rows
 from gdmix.data.write import check_replaceable, replaced_folder, temporary_folder
 from gdmix.descent import Descent, Schedule, Step, descend
+from gdmix.encoding import encode_rows
 from gdmix.engines.local import LocalEngine
 from gdmix.errors import ConfigError, DataError, ModelError, did_you_mean
 from gdmix.glm.losses import inverse_link
@@ -49,8 +50,8 @@ class MixedModel:
     Parameters
     ----------
     coordinates
-        Specs (`FixedEffect`, `RandomEffect`, `Factorization`, `CustomEffect`, `ExternalScores`)
-        in the order in which a pass trains them.
+        Specs (`FixedEffect`, `RandomEffect`, `Factorization`, `DeepFixedEffect`, `CustomEffect`,
+        `ExternalScores`) in the order in which a pass trains them.
     features
         Feature bags: name to columns, or to a mapping of `columns` and other settings of a bag.
     task
@@ -86,6 +87,9 @@ class MixedModel:
         works. Default: six tenths of what the machine, or the container, has.
     scratch
         Folder for these files; default: the system's folder for temporary files.
+    engine
+        Where `fit` works: a `gdmix.engines.spark.engine.SparkEngine`; default: this machine. With
+        it rows may also be a Spark DataFrame.
 
     Attributes
     ----------
@@ -136,6 +140,7 @@ class MixedModel:
         threads: int | None = None,
         memory_limit: int | str | None = None,
         scratch: str | Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.coordinates = coordinates
         self.features = features
@@ -154,6 +159,7 @@ class MixedModel:
         self.threads = threads
         self.memory_limit = memory_limit
         self.scratch = scratch
+        self.engine = engine
         self._config()
 
     def _config(self) -> ModelConfig:
@@ -204,13 +210,17 @@ class MixedModel:
             raise ConfigError("select='best' needs validation rows")
         if config.early_stopping is not None and validation is None:
             raise ConfigError("early_stopping needs validation rows")
+        for name in config.judged_on_validation if validation is None else ():
+            raise ConfigError(
+                f"coordinates.{name}.training: judge_on_validation needs validation rows"
+            )
         if y is not None:
             X = _with_response(X, np.asarray(y), config)
         with (
             temporary_folder(config.scratch) as folder,
             memory.limited(config.memory_limit, folder),
         ):
-            result, workspace = train(config, X, validation)
+            result, workspace = train(config, X, validation, engine=self.engine)
         self.model_ = workspace.trained_model(result.models)
         self.history_ = result.history
         self.converged_ = result.converged
@@ -301,6 +311,35 @@ class MixedModel:
         positive = self.predict(X, external=external)
         return np.column_stack([1.0 - positive, positive])
 
+    def encode(self, X: Source, coordinate: str, side: str = "document") -> NDArray[np.float32]:
+        """Return the vector of a side of each row, by a deep coordinate's network.
+
+        In a column of fixed-size lists it is a dense feature bag, such as of a random effect.
+
+        Parameters
+        ----------
+        X
+            Rows, as in `fit`; only what the coordinate needs of them.
+        coordinate
+            A `DeepFixedEffect` that has sides.
+        side
+            One of these.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, dim) in row order.
+
+        Raises
+        ------
+        ModelError
+            If there is no such coordinate or side.
+        """
+        own = self._fitted().only(coordinate)
+        mode: ValidateMode = "off" if self.validate == "off" else "strict"
+        threads = self.threads or available_threads()
+        return encode_rows(own, X, coordinate, side, mode, threads)
+
     def coefficients(self, coordinate: str, entity: object = None) -> pa.Table:
         """Return coefficients as an Arrow table: ``name``, ``term``, ``value`` (, ``variance``).
 
@@ -324,11 +363,11 @@ class MixedModel:
         OutputError
             If the folder holds anything else, or can't be written.
         """
-        model = self._fitted()
+        self._fitted()
         folder = Path(path)
         check_replaceable(folder, overwrite=True, is_ours=is_model_folder)
         with replaced_folder(folder) as staging:
-            write_model(model, staging)
+            write_model(self.model_, staging)
 
     @staticmethod
     def load(path: str | Path, *, allow_pickle: bool = False) -> MixedModel:
@@ -406,7 +445,7 @@ class MixedModel:
     def _fitted(self) -> TrainedModel:
         if not hasattr(self, "model_"):
             raise ModelError("this MixedModel is not fitted yet; call fit or load first")
-        return self.model_
+        return self.model_.in_memory()
 
     def _load(self, X: Source) -> Dataset:
         model = self._fitted()
@@ -421,6 +460,7 @@ def train(
     validation_rows: Source | None,
     *,
     engine: Engine | None = None,
+    fits: Path | None = None,
     on_start: Callable[[int, str], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
     state: Descent | None = None,
@@ -431,6 +471,8 @@ def train(
 
     Parameters
     ----------
+    fits
+        Folder in which long fits keep their state, so that a killed one can go on.
     on_start, on_step
         Called before (pass number, coordinate) and after each step.
     state, on_state
@@ -438,7 +480,7 @@ def train(
     on_pass
         Called after each pass with its number and the models.
     """
-    workspace = (engine or LocalEngine()).prepare(config, train_rows, validation_rows)
+    workspace = (engine or LocalEngine(fits)).prepare(config, train_rows, validation_rows)
     result = descend_in(
         workspace,
         config,

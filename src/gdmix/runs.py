@@ -16,35 +16,41 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gdmix import memory
 from gdmix.checkpoint import Checkpoint
-from gdmix.config import JOINT, ExternalScores, RunConfig
+from gdmix.config import JOINT, DeepFixedEffect, ExternalScores, RunConfig
 from gdmix.coordinates.variance_components import Estimate
 from gdmix.data.join import open_data
-from gdmix.data.read import expand_paths
 from gdmix.data.write import (
     FolderInUse,
     check_replaceable,
     locked_folder,
     replaced_folder,
+    temporary_folder,
     write_json,
 )
+from gdmix.deep.distributed import leading, serve, team
 from gdmix.descent import Step
 from gdmix.engines.base import Workspace
+from gdmix.engines.local import LocalEngine
+from gdmix.engines.make import Place, Stamps, open_engine, stamps
 from gdmix.errors import ConfigError, ModelError, OutputError
 from gdmix.estimator import train
 from gdmix.model.base import CoordinateModel
 from gdmix.model.store import is_model_folder, write_model
 
 HISTORY = "history.json"
-_WITHOUT_EFFECT = ("output", "threads", "memory_limit", "scratch", "tune")  # on the model
-_CHECKPOINT, _INPUTS = "checkpoint", "inputs.json"  # of an unfinished run only
+# Settings without effect on the model.
+_WITHOUT_EFFECT = ("output", "threads", "memory_limit", "scratch", "tune", "spark")
+# Of an unfinished run only. No coordinate can have the name of the state of long fits.
+_CHECKPOINT, _INPUTS, _FITS = "checkpoint", "inputs.json", ".fits"
 _PASSES = "passes"  # with a model folder after each
 
 
@@ -121,18 +127,24 @@ def run(
     """
     check_replaceable(config.output, overwrite, is_run_folder)
     unfinished = unfinished_run(config.output)
-    checkpoint = Checkpoint(unfinished / _CHECKPOINT)
+    checkpoint = Checkpoint(unfinished / _CHECKPOINT, stored=config.engine == "spark")
     scratch = scratch_folder(config, unfinished)
     try:
-        with replaced_folder(config.output, unfinished) as folder, locked_folder(folder):
-            _check_unfinished(config, unfinished, checkpoint, scratch, overwrite, resume)
+        with (
+            replaced_folder(config.output, unfinished) as folder,
+            locked_folder(folder),
+            open_engine(config, scratch, folder / _FITS) as place,
+        ):
+            files = partial(files_of, config, place.stamps)
+            _check_unfinished(config, files, unfinished, checkpoint, scratch, overwrite, resume)
             with log_to(folder / "run.log"), memory.limited(config.memory_limit, scratch):
                 config.to_yaml(folder / "run.yaml")
-                write_json(files_of(config), folder / _INPUTS)
-                history = _train_into(folder, config, checkpoint, on_start, on_step)
+                write_json(files(), folder / _INPUTS)
+                history = _train_into(folder, config, place, checkpoint, on_start, on_step)
             shutil.rmtree(scratch, ignore_errors=True)
         # Only now: killed a moment earlier, the run would have to start anew.
-        shutil.rmtree(config.output / _CHECKPOINT, ignore_errors=True)
+        for state in (_CHECKPOINT, _FITS):
+            shutil.rmtree(config.output / state, ignore_errors=True)
         (config.output / _INPUTS).unlink(missing_ok=True)
     except FolderInUse:
         raise
@@ -140,13 +152,31 @@ def run(
         stopped = isinstance(error, KeyboardInterrupt)
         if not stopped:
             shutil.rmtree(scratch, ignore_errors=True)
-        if not _has_state(checkpoint, scratch):
+        if not _has_state(unfinished, checkpoint, scratch):
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(scratch, ignore_errors=True)
         elif stopped:
             raise KeyboardInterrupt(f"{unfinished} keeps the state: --resume goes on") from None
         raise
     return history
+
+
+def assist(config: RunConfig) -> None:
+    """Train the networks of a run that another process of the same ``torchrun`` does.
+
+    Raises
+    ------
+    GdmixError
+        What a user can mend.
+    """
+    team()
+    names = [name for name, spec in config.fitted.items() if isinstance(spec, DeepFixedEffect)]
+    with (
+        temporary_folder(config.scratch) as scratch,
+        memory.limited(config.memory_limit, scratch),
+    ):
+        rows = open_data(config.data, "train", config.columns.column("uid"))
+        serve(LocalEngine().prepare_fits(config, rows, names) if names else {})
 
 
 def scratch_folder(config: RunConfig, unfinished: Path) -> Path:
@@ -157,8 +187,13 @@ def scratch_folder(config: RunConfig, unfinished: Path) -> Path:
     return config.scratch / f"gdmix-{config.output.name}-{digest}"
 
 
-def _has_state(checkpoint: Checkpoint, scratch: Path) -> bool:
-    return checkpoint.exists() or memory.has_kept(scratch)
+def _has_state(unfinished: Path, checkpoint: Checkpoint, scratch: Path) -> bool:
+    return _has_models(unfinished, checkpoint) or memory.has_kept(scratch)
+
+
+def _has_models(unfinished: Path, checkpoint: Checkpoint) -> bool:
+    """Whether any model was fitted, or is half-way."""
+    return checkpoint.exists() or any((unfinished / _FITS).glob("[!.]*"))
 
 
 def unfinished_run(output: Path) -> Path:
@@ -170,6 +205,7 @@ def unfinished_run(output: Path) -> Path:
 def _train_into(
     folder: Path,
     config: RunConfig,
+    place: Place,
     checkpoint: Checkpoint,
     on_start: Callable[[int, str], None] | None,
     on_step: Callable[[Step], None] | None,
@@ -182,16 +218,18 @@ def _train_into(
         with replaced_folder(path) as staging:
             write_model(workspace.trained_model(models), staging, avro)
 
-    result, workspace = train(
-        config,
-        open_data(data, "train", uid),
-        open_data(data, "validation", uid),
-        on_start=on_start,
-        on_step=on_step,
-        state=checkpoint.load() if checkpoint.exists() else None,
-        on_state=checkpoint.save,
-        on_pass=keep if config.output_models == "all" else None,
-    )
+    with leading():
+        result, workspace = train(
+            config,
+            place.rows(data, "train", uid),
+            place.rows(data, "validation", uid),
+            engine=place.engine,
+            on_start=on_start,
+            on_step=on_step,
+            state=checkpoint.load() if checkpoint.exists() else None,
+            on_state=checkpoint.save,
+            on_pass=keep if config.output_models == "all" else None,
+        )
     history = RunHistory(
         [step.to_dict() for step in result.history],
         result.selected,
@@ -227,6 +265,7 @@ def is_run_folder(path: Path) -> bool:
 
 def _check_unfinished(
     config: RunConfig,
+    files: Callable[[], Stamps],
     unfinished: Path,
     checkpoint: Checkpoint,
     scratch: Path,
@@ -234,7 +273,7 @@ def _check_unfinished(
     resume: bool,
 ) -> None:
     """Decide what becomes of what an earlier run left; afterwards it is as this run needs it."""
-    if resume and _has_state(checkpoint, scratch):
+    if resume and _has_state(unfinished, checkpoint, scratch):
         before = RunConfig.from_yaml(unfinished / "run.yaml")
         setting = changed_setting(before, config)
         if setting is not None:
@@ -242,12 +281,12 @@ def _check_unfinished(
                 f"{unfinished}: the unfinished run had another '{setting}'; "
                 "use its settings, or start anew with --overwrite"
             )
-        if json.loads((unfinished / _INPUTS).read_text(encoding="utf-8")) != files_of(config):
+        if json.loads((unfinished / _INPUTS).read_text(encoding="utf-8")) != files():
             raise ConfigError(
                 f"{unfinished}: the data have changed since the unfinished run; "
                 "start anew with --overwrite"
             )
-    elif checkpoint.exists() and not overwrite:
+    elif _has_models(unfinished, checkpoint) and not overwrite:
         raise OutputError(
             f"{unfinished}: holds an unfinished run; "
             "go on with --resume, or start anew with --overwrite"
@@ -266,16 +305,18 @@ def changed_setting(before: RunConfig, now: RunConfig) -> str | None:
     return None
 
 
-def files_of(config: RunConfig) -> dict[str, list[int]]:
+def files_of(config: RunConfig, stamps_of: Callable[[Sequence[str]], Stamps] = stamps) -> Stamps:
     """Return size and time of change of every input file: what tells that it is the same."""
     external = [c for c in config.coordinates.values() if isinstance(c, ExternalScores)]
     sources = (config.data, *config.data.joined, *external)
-    files = expand_paths([path for s in sources for path in (*s.train, *(s.validation or ()))])
+    files: Stamps = {}
+    for paths in (paths for s in sources for paths in (s.train, s.validation) if paths):
+        files |= stamps_of(paths)
     if config.earlier_model is not None:
         model = config.earlier_model
-        files += [p for p in (model, *sorted(model.rglob("*"))) if p.is_file()]
-    stats = {str(file.absolute()): file.stat() for file in files}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+        inside = [p for p in (model, *sorted(model.rglob("*"))) if p.is_file()]
+        files |= stamps([str(p) for p in inside])
+    return files
 
 
 def read_history(folder: Path) -> RunHistory:

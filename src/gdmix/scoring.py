@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from gdmix.config import DEFAULT_METRICS, ModelConfig, Task, ValidateMode, parse_metric
+from gdmix.config import DEFAULT_METRICS, ModelConfig, SparkConfig, Task, ValidateMode, parse_metric
 from gdmix.data.dataset import load_rows
 from gdmix.data.join import join_rows
 from gdmix.data.read import open_rows
@@ -87,6 +87,21 @@ def score_to_file(
         columns["sample"] = inverse_link(model.loss, sum(parts.values(), rows.offset))
     path = write_scores(score_tables(rows, model.task, total, columns), output)
     return Scored(path, rows.n_rows)
+
+
+def score_on_spark(spark: SparkConfig, *arguments: Any) -> Scored:
+    """Score rows on a cluster; arguments as of `score_to_file`.
+
+    Raises
+    ------
+    GdmixError
+        Also if there is no cluster.
+    """
+    from gdmix.engines.spark.scoring import score_to_files
+    from gdmix.engines.spark.session import opened
+
+    with opened(spark, "gdmix score") as session:
+        return Scored(*score_to_files(session, *arguments))
 
 
 def evaluate_files(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.config import Factorization, FixedEffect, RandomEffect, Task
@@ -17,10 +18,13 @@ from gdmix.data.feature_summary import summarize
 from gdmix.data.tfrecord.write import write_sequence_examples
 from gdmix.data.write import temporary_folder, write_table
 from gdmix.estimator import MixedModel
+from gdmix.glm.distributed import DistributedMap, fit_large_distributed
+from gdmix.glm.group import ALONE
 from gdmix.glm.laplace import MAX_EXACT_COEFFICIENTS
-from gdmix.glm.large import MAX_DIRECT_COEFFICIENTS
+from gdmix.glm.large import MAX_DIRECT_COEFFICIENTS, MAX_FALLBACK_COEFFICIENTS
+from gdmix.glm.losses import LOGISTIC
 from gdmix.glm.matrix import CsrMatrix
-from gdmix.glm.penalty import EntityPenalty
+from gdmix.glm.penalty import EntityPenalty, QuadraticPenalty
 
 _WIDE = MAX_DIRECT_COEFFICIENTS + 1
 _MANY = MAX_EXACT_COEFFICIENTS + 1
@@ -78,6 +82,7 @@ def _train_all() -> None:
         _train_on(rows, folder)
     _penalise(rows)
     _factorize(rows)
+    _distribute(response)
     # From an earlier model, with an entity that has too few rows, and one that has none.
     later = {**rows, "entity": np.append(9, np.arange(1, n) % 3)}
     # More features than a direct solver takes.
@@ -167,6 +172,18 @@ def _factorize(rows: dict[str, Any]) -> None:
             spec = Factorization("both", entities=["entity", "name"], rank=2, **own)
             model = MixedModel([spec], features={"all": ["x", "tags"]}, task=task, metrics=[])
             model.fit(rows).predict(later)
+
+
+def _distribute(response: NDArray[np.float64]) -> None:
+    """Fit rows that meet few of many columns, as one of several processes does."""
+    n, d = response.size, 2 * MAX_FALLBACK_COEFFICIENTS
+    columns = np.arange(n, dtype=np.uint32)
+    rows = CsrMatrix(np.arange(n + 1), columns, np.ones(n, np.float32), d - 1)
+    design = DistributedMap(rows, True, 1, ALONE)
+    labels = response, np.ones(n), np.zeros(n)
+    for l2 in (1.0, 0.0):
+        penalty = QuadraticPenalty(np.full(d, l2))
+        fit_large_distributed(design, *labels, loss=LOGISTIC, penalty=penalty, max_iterations=2)
 
 
 def _read_and_write(folder: Path) -> None:

@@ -17,6 +17,7 @@ from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.regularization import regularization
 from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.feature_summary import summarize
 from gdmix.data.schema import RowSchema
 from gdmix.errors import DataError
 from gdmix.glm.losses import LOGISTIC
@@ -57,7 +58,14 @@ def bind(spec: FixedEffect | RandomEffect, train: Dataset, validation: Dataset |
         bag: FeatureIndex([f"{bag}{j}" for j in range(x.n_columns)], [""] * x.n_columns)
         for bag, x in train.bags.items()
     }
-    return kind(spec, train, validation, LOGISTIC, 2, regularization(spec, train, indices))
+    return kind(
+        spec,
+        train,
+        validation,
+        LOGISTIC,
+        2,
+        regularization(spec, indices, lambda bag: summarize(train.bags[bag])),
+    )
 
 
 def fit(

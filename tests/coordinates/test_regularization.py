@@ -15,6 +15,7 @@ from gdmix import FixedEffect, MixedModel, RandomEffect
 from gdmix.coordinates.regularization import MAX_CENTRED_COLUMNS, Regularization, regularization
 from gdmix.data.dataset import Dataset, load_training
 from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.feature_summary import summarize
 from gdmix.data.schema import RowSchema
 from gdmix.errors import ConfigError
 from gdmix.glm.matrix import CsrMatrix
@@ -44,7 +45,7 @@ def bind(spec: Any) -> Regularization:
     config = MixedModel([spec], features=FEATURES)._config()
     schema = RowSchema(config.columns, config.features, config.entities)
     train, indices = load_training(pa.table(rows()), schema, config.task, "strict")
-    return regularization(spec, train, indices)
+    return regularization(spec, indices, lambda bag: summarize(train.bags[bag]))
 
 
 def test_one_weight_for_all_and_another_of_the_intercept() -> None:
@@ -195,7 +196,7 @@ def test_too_many_columns_to_couple() -> None:
         {"b": CsrMatrix.empty(2).widened(wide)}, {},
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"couples all 2,050 coefficients, at most 2,048"):
-        regularization(spec, data, index)
+        regularization(spec, index, lambda bag: summarize(data.bags[bag]))
 
 
 @pytest.mark.parametrize(

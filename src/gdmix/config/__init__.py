@@ -18,6 +18,8 @@ from gdmix.config.coordinates import (
     RandomEffect,
 )
 from gdmix.config.custom import CustomEffect
+from gdmix.config.deep import DeepFixedEffect
+from gdmix.config.engine import EngineName, SparkConfig
 from gdmix.config.factorization import Factorization
 from gdmix.config.kinds import CoordinateSpec
 from gdmix.config.metrics import (
@@ -52,6 +54,8 @@ __all__ = [
     "CoordinateSpec",
     "CustomEffect",
     "DataConfig",
+    "DeepFixedEffect",
+    "EngineName",
     "Entity",
     "EntityPart",
     "ExternalScores",
@@ -65,6 +69,7 @@ __all__ = [
     "Prior",
     "RandomEffect",
     "RunConfig",
+    "SparkConfig",
     "Task",
     "TuneConfig",
     "ValidateMode",

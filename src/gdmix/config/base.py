@@ -53,13 +53,13 @@ class Paths(Strict):
         return paths
 
 
-_TAGS = ("<column>", "<columns>", "<bins>")
-_TYPES = ("fixed_effect", "random_effect", "factorization", "custom", "external_scores")
+_TYPES = ("fixed_effect", "random_effect", "factorization", "deep", "custom", "external_scores")
+_ENCODERS = ("cnn", "lstm", "transformer", "hf", "frozen")
+_TAGS = ("<column>", "<columns>", "<bins>", *_ENCODERS)  # of unions: not part of a path
 _MESSAGES = {
     "missing": "is required",
     "too_short": "is empty",
     "extra_forbidden": "unknown key",
-    "union_tag_not_found": f"needs `type`: one of {', '.join(_TYPES)}",
     "tuple_type": "should be a list",
     "dict_type": "should hold keys and values",
     "model_type": "should hold keys and values",
@@ -86,7 +86,11 @@ def config_errors(prefix: str | None) -> Iterator[None]:
 def _line(item: Any, title: str, prefix: str) -> str:
     """Return one mistake's line: where it is, what it is, what was given."""
     kind, given = item["type"], item["input"]
-    path = [str(part) for part in item["loc"] if part not in (*_TYPES, *_TAGS, "[key]")]
+    path = [
+        str(part)
+        for before, part in zip(("", *item["loc"]), item["loc"], strict=False)
+        if part not in (*_TYPES, *_TAGS, "[key]") or before == "coordinates"
+    ]
     message = _MESSAGES.get(kind, item["msg"].removeprefix("Input "))
     if kind.endswith(("_parsing", "_from_float")):
         message = message.partition(",")[0]
@@ -95,9 +99,13 @@ def _line(item: Any, title: str, prefix: str) -> str:
         model = next((_MODELS[p] for p in reversed(places) if p in _MODELS), _MODELS[""])
         keys = {field.alias or name for name, field in model.model_fields.items()}
         message += did_you_mean(path[-1], keys - {"name"})
+    elif kind == "union_tag_not_found":
+        known = _ENCODERS if path[-1:] == ["encoder"] else _TYPES
+        message = f"needs `type`: one of {', '.join(known)}"
     elif kind == "union_tag_invalid":
         tag = item["ctx"]["tag"]
-        message = f"unknown type '{tag}'{did_you_mean(tag, _TYPES)}; known: {', '.join(_TYPES)}"
+        known = _ENCODERS if path[-1:] == ["encoder"] else _TYPES
+        message = f"unknown type '{tag}'{did_you_mean(tag, known)}; known: {', '.join(known)}"
     elif kind == "name":
         path = path[:-1] if path[-1:] == ["name"] else path
     elif path and isinstance(given, str | int | float | None) and message != "is empty":

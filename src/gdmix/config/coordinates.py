@@ -77,6 +77,11 @@ class FeatureBag(Strict):
     hash_buckets: int | None = Field(
         None, ge=2, le=2**31, description="number columns by a hash of the feature: no index"
     )
+    missing: Literal["zero", "keep"] = Field(
+        "zero",
+        description="what a number without a value is: 0; keep: missing, which only the `dense` of "
+        "a deep coordinate takes, and has for bags that nothing else uses",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +145,20 @@ class _Named(Strict):
     def derived_entities(self) -> dict[str, tuple[EntityPart, ...]]:
         """What those of its entities are derived from that no column holds."""
         return {}
+
+    @property
+    def gap_bags(self) -> tuple[str, ...]:
+        """Those of its bags whose numbers may be missing."""
+        return ()
+
+    @property
+    def optional_keys(self) -> frozenset[str]:
+        """Those of its keys that a row may lack."""
+        return frozenset()
+
+    def place_of(self, bag: str) -> str:
+        """Return the key of its configuration that a bag is named under."""
+        return "features"
 
     @property
     def is_fitted(self) -> bool:

@@ -23,6 +23,8 @@ from gdmix.config.coordinates import (
     LinearSpec,
     RandomEffect,
 )
+from gdmix.config.deep import DeepFixedEffect
+from gdmix.config.engine import EngineName, SparkConfig
 from gdmix.config.kinds import CoordinateSpec
 from gdmix.config.metrics import DEFAULT_METRICS, Task, parse_metric
 from gdmix.config.tuning import TuneConfig
@@ -197,17 +199,49 @@ class ModelConfig(Strict):
                     known = ", ".join(self.features) or "none is defined"
                     raise PydanticCustomError(
                         "bag",
-                        f"coordinates.{name}.features: no feature bag '{bag}'{hint}; "
+                        f"coordinates.{name}.{spec.place_of(bag)}: no feature bag '{bag}'{hint}; "
                         f"bags under `features`: {known}",
                     )
                 for column in self.features[bag].columns:
                     if column in columns:
                         raise PydanticCustomError(
                             "bag",
-                            f"coordinates.{name}.features: column '{column}' is in the bags "
-                            f"'{columns[column]}' and '{bag}'; a coordinate takes it once",
+                            f"coordinates.{name}.{spec.place_of(bag)}: column '{column}' is in "
+                            f"the bags '{columns[column]}' and '{bag}'; a coordinate takes it once",
                         )
                     columns[column] = bag
+        return self
+
+    @model_validator(mode="after")
+    def _gaps_have_a_reader(self) -> Self:
+        for name, bag in self.features.items():
+            if bag.missing == "keep" and not self._may_have_gaps(name):
+                raise PydanticCustomError(
+                    "bag",
+                    f"features.{name}.missing: keep is for a bag that only the `dense` of deep "
+                    "coordinates uses, without min_count, max_features, feature_list, hash_buckets",
+                )
+        return self
+
+    def _may_have_gaps(self, bag: str) -> bool:
+        """Whether all that use a bag of plain columns know what to do about a missing number."""
+        own = self.features[bag]
+        plain = not own.is_selected and own.feature_list is None and own.hash_buckets is None
+        specs = self.coordinates.values()
+        return plain and all(bag in spec.gap_bags for spec in specs if bag in spec.bags)
+
+    @model_validator(mode="after")
+    def _rankers_are_alone(self) -> Self:
+        for name, spec in self.fitted.items():
+            loss = getattr(spec, "loss", "pointwise")
+            if loss != "pointwise" and len(self.fitted) > 1:
+                other = next(n for n in self.fitted if n != name)
+                raise PydanticCustomError(
+                    "loss",
+                    f"coordinates.{name}.loss: {loss} fits the order within groups alone: its "
+                    f"scores have no level that '{other}' could be fitted to; use pointwise, or "
+                    "train it without other coordinates",
+                )
         return self
 
     @model_validator(mode="after")
@@ -343,13 +377,30 @@ class ModelConfig(Strict):
     def used_features(self) -> dict[str, FeatureBag]:
         """Feature bags that some coordinate uses."""
         used = {bag for spec in self.coordinates.values() for bag in spec.bags}
-        return {name: bag for name, bag in self.features.items() if name in used}
+        bags = {name: bag for name, bag in self.features.items() if name in used}
+        return {
+            name: bag.model_copy(update={"missing": "keep"}) if self._may_have_gaps(name) else bag
+            for name, bag in bags.items()
+        }
+
+    @property
+    def judged_on_validation(self) -> list[str]:
+        """Coordinates whose fit looks at validation rows."""
+        deep = (spec for spec in self.fitted.values() if isinstance(spec, DeepFixedEffect))
+        return [spec.name for spec in deep if spec.training.judge_on_validation]
 
     @property
     def entities(self) -> tuple[str, ...]:
         """Names of the keys that coordinates need of rows, each once."""
         specs = self.coordinates.values()
         return tuple(dict.fromkeys(key for spec in specs for key in spec.key_columns))
+
+    @property
+    def optional_entities(self) -> frozenset[str]:
+        """Those of them that no coordinate insists on."""
+        specs = self.coordinates.values()
+        needed = {key for s in specs for key in s.key_columns if key not in s.optional_keys}
+        return frozenset(self.entities) - needed
 
     @property
     def random_effects(self) -> list[RandomEffect]:
@@ -430,6 +481,8 @@ class RunConfig(ModelConfig):
         "best", description="the one that was kept; all: also the one after each pass; none"
     )
     avro: AvroLayout = Field(AvroLayout(), description="details of `format: avro`")
+    engine: EngineName = Field("local", description="spark: on a cluster; see docs/spark.md")
+    spark: SparkConfig = Field(SparkConfig(), description="details of `engine: spark`")
     tune: TuneConfig | None = Field(None, description="what `gdmix tune` searches")
 
     @model_validator(mode="after")
@@ -449,6 +502,10 @@ class RunConfig(ModelConfig):
             raise PydanticCustomError("select", "select: best needs data.validation")
         if self.early_stopping is not None and self.data.validation is None:
             raise PydanticCustomError("select", "early_stopping needs data.validation")
+        for name in self.judged_on_validation if self.data.validation is None else ():
+            raise PydanticCustomError(
+                "select", f"coordinates.{name}.training.judge_on_validation: needs data.validation"
+            )
         return self
 
     @staticmethod

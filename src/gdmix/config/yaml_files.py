@@ -43,6 +43,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+_SETTINGS_OF_SPARK = "spark.conf"  # whose keys hold dots
+
+
 def override(tree: dict[str, Any], key: str, value: str) -> None:
     """Set a dotted key to a YAML value.
 
@@ -52,11 +55,12 @@ def override(tree: dict[str, Any], key: str, value: str) -> None:
         If there is no such place, or it is no YAML value.
     """
     node, place, last = tree, "", key
-    while "." in last:
+    while "." in last and place != _SETTINGS_OF_SPARK:
         # A name may hold dots itself: the longest one that is there.
         names = [name for name in node if last.startswith(f"{name}.")]
         parent = max(names, key=len) if names else last.partition(".")[0]
-        if not names and node is not tree:
+        is_new = not names and node is not tree
+        if is_new and f"{place}.{parent}" != _SETTINGS_OF_SPARK:
             hint = did_you_mean(parent, map(str, node))
             raise ConfigError(f"--set {key}: there is no '{parent}' under '{place}'{hint}")
         if node.get(parent) is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,14 @@ class Coordinate(Protocol[Model]):
 
     def penalty(self, model: Model) -> float:
         """Return the penalty term of the objective."""
+
+
+@runtime_checkable
+class JudgedCoordinate(Protocol):
+    """A coordinate whose fit may look at validation rows, to keep the best of several states."""
+
+    def judged_beside(self, validation_offset: Callable[[], F64]) -> Coordinate[Any]:
+        """Return the coordinate that knows what all else adds to validation rows, (n,)."""
 
 
 class ScoreTable(Protocol):

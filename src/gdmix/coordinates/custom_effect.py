@@ -7,11 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.coordinates.estimators import Estimator, Labels
-from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
-from gdmix.coordinates.regularization import regularization
+from gdmix.coordinates.fixed_effect import best_level
 from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.glm.status import FitStatus
@@ -60,7 +58,7 @@ class CustomEffectCoordinate:
             rows.response,
             rows.weight,
             offset,
-            self._level(offset) if self._estimator.needs_level else 0.0,
+            self._level(offset),
             self._names() if self._estimator.library == "own" else [],
             len(categories),
         )
@@ -82,12 +80,10 @@ class CustomEffectCoordinate:
         return input_names(self._indices, spec.features, spec.categorical)
 
     def _level(self, offset: F64) -> float:
-        """Return the intercept that alone, beside the offset, fits the responses best."""
-        spec, rows, threads = FixedEffect("level"), self._train, self._threads
-        penalty = regularization(spec, rows, {}, threads)
-        intercept = FixedEffectCoordinate(spec, rows, None, self._loss, threads, penalty)
-        model, _ = intercept.fit(offset, None)
-        return float(model.coefficients.values[0])
+        """Return what the estimator begins with, 0 where it finds that by itself."""
+        if not self._estimator.needs_level:
+            return 0.0
+        return best_level(self._train, offset, self._loss, self._threads)
 
     def start(self, model: CustomModel) -> tuple[CustomModel, CustomModel | None]:
         """Take an earlier model as it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from gdmix import memory
 from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.coordinates.prior import EarlierModel
-from gdmix.coordinates.regularization import Regularization
+from gdmix.coordinates.regularization import Regularization, regularization
 from gdmix.coordinates.uncertainty import (
     CurvatureKind,
     check_room_for_matrices,
@@ -23,9 +23,12 @@ from gdmix.coordinates.uncertainty import (
 )
 from gdmix.data.active_rows import sample_negatives
 from gdmix.data.dataset import Dataset
+from gdmix.data.feature_summary import summarize
 from gdmix.glm import cholesky
 from gdmix.glm.large import DenseFactor, SparseMap, fit_large
+from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Labels, Minimum
+from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.proximal import fit_large_proximal
 from gdmix.glm.scoring import score_fixed
 from gdmix.glm.variance import packed_lower
@@ -33,6 +36,17 @@ from gdmix.model.coefficients import FixedCoefficients
 from gdmix.model.linear import LinearModel
 
 F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FittedRows:
+    """What a fixed effect is fitted to: a design, what is (n,), and a loss."""
+
+    design: CsrMatrix
+    response: F64
+    weight: F64
+    offset: F64
+    loss: int
 
 
 class FixedEffectCoordinate:
@@ -135,6 +149,15 @@ class FixedEffectCoordinate:
         model = LinearModel(spec.features, spec.intercept, FixedCoefficients(values))
         return model, FitReport(1, {fit.status: 1}, fit.iterations, fit.gradient_norm)
 
+    @property
+    def designs(self) -> tuple[CsrMatrix, CsrMatrix | None]:
+        """The designs of all training rows and of the validation rows."""
+        return self._design, self._validation
+
+    def rows_of(self, offset: F64) -> FittedRows:
+        """Return what it is fitted to, given the score that all else adds to the training rows."""
+        return FittedRows(*self._rows, self._own_offset(offset), self._loss)
+
     def _own_offset(self, offset: F64) -> F64:
         """Return the offset of the rows it is trained on, a prior's mean scored."""
         if self._sample is not None:
@@ -179,33 +202,18 @@ class FixedEffectCoordinate:
         ConfigError
             If it would take a matrix that is too large.
         """
-        design, response, weight = self._rows
-        spec, d = self._spec, self._penalty.weights.size
         self._check_room(kinds)
-        whole = needs_matrices(kinds)
-        own = SparseMap(design, spec.intercept, self._threads)
+        sums = self.hessian_sums(model, offset, needs_matrices(kinds))
+        return certain(model, sums, self._penalty, kinds)
+
+    def hessian_sums(self, model: LinearModel, offset: F64, whole: bool) -> F64:
+        """Return the lower triangle of ``X' diag(d2) X``, (d, d), or its diagonal, (d,)."""
+        design, response, weight = self._rows
+        own = SparseMap(design, self._spec.intercept, self._threads)
         z = self._own_offset(offset) + score_fixed(design, self._centred(model), self._threads)
         d1, d2 = memory.empty(z.size), memory.empty(z.size)
         Labels(response, weight, z, self._loss, self._threads).evaluate(z, d1, d2)
-        if not whole:
-            diagonal = own.hessian_diagonal(d2) + self._penalty.diagonal
-            variances = np.divide(1.0, diagonal, out=np.zeros(d), where=diagonal > 0.0)
-            freedom = float(np.count_nonzero(variances) - self._penalty.diagonal @ variances)
-            return self._with(model, variances, None), freedom
-        hessian = own.hessian(d2) + np.diag(self._penalty.weights)
-        if self._penalty.matrix is not None:
-            hessian += np.tril(self._penalty.matrix)
-        lower = packed_lower(hessian) if "hessian" in kinds else None
-        simple = np.diag(hessian).copy()
-        np.divide(1.0, simple, out=simple, where=simple > 0.0)
-        cholesky.factorize(d, hessian, self._penalty.weights)
-        factor = DenseFactor(hessian)
-        full = factor.inverse_diagonal()
-        variances = full if "full" in kinds else simple
-        freedom = float(np.count_nonzero(full) - self._penalty.weights @ full)
-        if self._penalty.matrix is not None:
-            freedom -= sum(factor.solve(row)[j] for j, row in enumerate(self._penalty.matrix))
-        return self._with(model, variances, lower), freedom
+        return own.hessian(d2) if whole else own.hessian_diagonal(d2)
 
     def _check_room(self, kinds: Collection[CurvatureKind]) -> None:
         d = 1 + self._design.n_columns
@@ -216,6 +224,47 @@ class FixedEffectCoordinate:
         values = model.coefficients.values
         return values if self._mean is None else values - self._mean
 
-    def _with(self, model: LinearModel, variances: F64, hessian: F64 | None) -> LinearModel:
-        coefficients = FixedCoefficients(model.coefficients.values, variances, hessian)
-        return replace(model, coefficients=coefficients)
+
+def certain(
+    model: LinearModel, sums: F64, penalty: QuadraticPenalty, kinds: Collection[CurvatureKind]
+) -> tuple[LinearModel, float]:
+    """Return a model with what is asked for, not scaled; and its degrees of freedom.
+
+    Parameters
+    ----------
+    sums
+        Of all training rows, as `FixedEffectCoordinate.hessian_sums` returns them; overwritten.
+    """
+    coefficients, d = model.coefficients, penalty.weights.size
+    assert isinstance(coefficients, FixedCoefficients)
+    if sums.ndim == 1:
+        diagonal = sums + penalty.diagonal
+        variances = np.divide(1.0, diagonal, out=np.zeros(d), where=diagonal > 0.0)
+        freedom = float(np.count_nonzero(variances) - penalty.diagonal @ variances)
+        return replace(model, coefficients=replace(coefficients, variances=variances)), freedom
+    hessian = sums
+    hessian[np.diag_indices_from(hessian)] += penalty.weights
+    if penalty.matrix is not None:
+        hessian += np.tril(penalty.matrix)
+    lower = packed_lower(hessian) if "hessian" in kinds else None
+    simple = np.diag(hessian).copy()
+    np.divide(1.0, simple, out=simple, where=simple > 0.0)
+    cholesky.factorize(d, hessian, penalty.weights)
+    factor = DenseFactor(hessian)
+    full = factor.inverse_diagonal()
+    freedom = float(np.count_nonzero(full) - penalty.weights @ full)
+    if penalty.matrix is not None:
+        freedom -= sum(factor.solve(row)[j] for j, row in enumerate(penalty.matrix))
+    coefficients = replace(
+        coefficients, variances=full if "full" in kinds else simple, hessian=lower
+    )
+    return replace(model, coefficients=coefficients), freedom
+
+
+def best_level(rows: Dataset, offset: F64, loss: int, threads: int) -> float:
+    """Return the intercept that alone, beside an offset, fits the responses best."""
+    spec = FixedEffect("level")
+    penalty = regularization(spec, {}, lambda bag: summarize(rows.bags[bag]))
+    intercept = FixedEffectCoordinate(spec, rows, None, loss, threads, penalty)
+    model, _ = intercept.fit(offset, None)
+    return float(model.coefficients.values[0])

@@ -8,7 +8,7 @@ only a penalty on the intercept can see: it is then a penalty on ``b + mean' bet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gdmix.config import FixedEffect, LinearSpec
-from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import INTERCEPT_NAME, FeatureIndex
-from gdmix.data.feature_summary import summarize
+from gdmix.data.feature_summary import FeatureSummary
 from gdmix.errors import ConfigError, did_you_mean
 from gdmix.glm.columns import weighted_squares
 from gdmix.glm.objective import dot
@@ -138,16 +137,16 @@ class Regularization:
 
 def regularization(
     spec: LinearSpec,
-    train: Dataset,
     indices: Mapping[str, FeatureIndex],
-    threads: int = 1,
+    summary_of: Callable[[str], FeatureSummary],
 ) -> Regularization:
     """Return the penalty that a coordinate's spec asks for.
 
     Parameters
     ----------
-    train
-        The rows of which a normalisation takes its scales.
+    summary_of
+        Returns what a bag's features are like in the training rows: the scales of a
+        normalisation. It is not called without one.
 
     Raises
     ------
@@ -163,9 +162,10 @@ def regularization(
     scale = np.ones(width)
     means = np.empty(0)
     if spec.normalization != "none":
-        summary = summarize(train.design(spec.features), threads=threads)
+        summaries = [summary_of(bag) for bag in spec.features]
         by_max = spec.normalization == "scale_by_max"
-        scale[1:] = summary.max_magnitude if by_max else summary.standard_deviation
+        scales = (s.max_magnitude if by_max else s.standard_deviation for s in summaries)
+        scale[1:] = np.concatenate([np.empty(0), *scales])
         scale[scale == 0.0] = 1.0
         if spec.normalization == "standardize" and spec.regularizes_intercept:
             if isinstance(spec, FixedEffect) and width > MAX_CENTRED_COLUMNS:
@@ -174,7 +174,7 @@ def regularization(
                     f"all {width:,} coefficients, at most {MAX_CENTRED_COLUMNS:,}; "
                     "use scale_by_std, or regularize_intercept: false"
                 )
-            means = np.append(1.0, summary.mean)
+            means = np.concatenate([np.ones(1), *(s.mean for s in summaries)])
     factor = np.ones(width)
     for feature, value in spec.penalty_factors.items():
         factor[_columns_of(feature, own, f"coordinates.{spec.name}.penalty_factors")] = value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ class UncertainCoordinate(Protocol):
     """A coordinate that knows the curvature of its objective."""
 
     def curvature(
-        self, model: LinearModel, offset: F64, kinds: Collection[CurvatureKind]
-    ) -> tuple[LinearModel, float]:
+        self, model: Any, offset: Any, kinds: Collection[CurvatureKind]
+    ) -> tuple[Any, float]:
         """Return the model with what is asked for, not scaled; and its degrees of freedom."""
 
 
@@ -74,11 +74,12 @@ def check_room_for_matrices(
 def with_uncertainty(
     coordinates: Mapping[str, UncertainCoordinate],
     specs: Mapping[str, LinearSpec],
-    models: Mapping[str, LinearModel],
-    offsets: Mapping[str, F64],
+    models: Mapping[str, Any],
+    offsets: Mapping[str, Any],
     loss: int,
     residual: tuple[float, int],
-) -> dict[str, LinearModel]:
+    scaled: Callable[[str, Any, float], Any] = lambda name, model, factor: _scaled(model, factor),
+) -> dict[str, Any]:
     """Return the models with the variances and Hessians that their specs ask for.
 
     Of the linear task variances are multiplied by the residual variance, the sum of squared
@@ -92,6 +93,8 @@ def with_uncertainty(
         (n,) score of all else, of each coordinate.
     residual
         The loss of the training rows, and their number.
+    scaled
+        Multiplies the variances of a coordinate's model by a factor.
     """
     wanted = {name: kinds_of(spec) for name, spec in specs.items()}
     if not any(wanted.values()):
@@ -114,7 +117,7 @@ def with_uncertainty(
         return result
     dispersion = 2.0 * residual[0] / max(residual[1] - freedom, 1.0)
     return {
-        name: _scaled(model, dispersion) if wanted[name] else model
+        name: scaled(name, model, dispersion) if wanted[name] else model
         for name, model in result.items()
     }
 

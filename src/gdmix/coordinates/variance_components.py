@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,16 @@ class Estimate:
     log_marginal_likelihood: float
     change: float
     gain: float
+
+
+class WeightSource(Protocol):
+    """Estimates L2 weights, and sets them, wherever the rows are."""
+
+    def estimate(self, models: Mapping[str, CoordinateModel], accuracy: float) -> Estimate:
+        """Estimate the weights around models that were fitted with those of now."""
+
+    def apply(self, weights: Mapping[str, Weights]) -> None:
+        """Set the weights of groups, by coordinate."""
 
 
 class WeightEstimator:

@@ -125,15 +125,21 @@ def load_rows(
     mode: ValidateMode,
     label: str = "data",
     threads: int = 1,
+    first_row: int = 0,
 ) -> Dataset:
     """Read rows under frozen feature indices; features unknown to them are left out, counted.
+
+    Parameters
+    ----------
+    first_row
+        Number of the first of them, where they are some of many.
 
     Raises
     ------
     DataError
         With every finding of `gdmix.data.validate`.
     """
-    rows = _Rows(open_rows(source, label), schema)
+    rows = _Rows(open_rows(source, label), schema, first_row)
     return _Reader(rows, schema, task, mode, threads).read(indices)[0]
 
 

@@ -43,7 +43,8 @@ def feature_table(config: RunConfig, weighted: bool = False) -> pa.Table:
     """
     if not config.features:
         raise ConfigError("features: the configuration has none")
-    schema = RowSchema(config.columns, config.features)
+    bags = {b: own.model_copy(update={"missing": "zero"}) for b, own in config.features.items()}
+    schema = RowSchema(config.columns, bags)
     threads = config.threads or available_threads()
     with (
         temporary_folder(config.scratch) as folder,
@@ -51,9 +52,10 @@ def feature_table(config: RunConfig, weighted: bool = False) -> pa.Table:
     ):
         source = open_data(config.data, "train", config.columns.column("uid"))
         assert source is not None
-        rows, indices = load_training(
-            source, schema, config.task, config.validate_mode, threads=threads
-        )
+        # A number that may be missing is none to describe: where checks are off, it is absent.
+        gaps = any(bag.missing == "keep" for bag in config.used_features.values())
+        mode = "off" if gaps else config.validate_mode
+        rows, indices = load_training(source, schema, config.task, mode, threads=threads)
         tables = [_of_bag(b, rows, index, weighted, threads) for b, index in indices.items()]
     return pa.concat_tables(tables)
 

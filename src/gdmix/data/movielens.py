@@ -219,6 +219,7 @@ _CONFIGURATIONS = (
     "movielens_tune.yaml",
     "movielens_lightgbm.yaml",
     "movielens_best.yaml",
+    "movielens_deep.yaml",
 )
 
 

@@ -93,17 +93,25 @@ def open_rows(source: Source, label: str = "data") -> RowSource:
     """
     if isinstance(source, RowSource):
         return source
+    paths = paths_of(source)
+    if paths:
+        return _open_files(paths)
+    table = _normalize(_frame_to_arrow(source, label))
+    refuse_repeated_columns(label, table.schema)
+    return RowSource(label, table.schema, lambda columns: iter([table.select(columns)]))
+
+
+def paths_of(source: Source) -> list[str] | None:
+    """Return the paths that a source consists of; None if it is anything else."""
     if isinstance(source, str | os.PathLike):
-        return _open_files([str(source)])
+        return [str(source)]
     if (
         isinstance(source, list | tuple)
         and source
         and all(isinstance(s, str | os.PathLike) for s in source)
     ):
-        return _open_files([str(s) for s in source])
-    table = _normalize(_frame_to_arrow(source, label))
-    _refuse_repeated_columns(label, table.schema)
-    return RowSource(label, table.schema, lambda columns: iter([table.select(columns)]))
+        return [str(s) for s in source]
+    return None
 
 
 def _frame_to_arrow(frame: Any, label: str) -> pa.Table:
@@ -124,7 +132,7 @@ def _frame_to_arrow(frame: Any, label: str) -> pa.Table:
         try:
             return pa.table(frame)
         except (pa.ArrowException, ValueError, TypeError) as error:
-            raise DataError(f"{label}: can't be read as a table: {_one_line(error)}") from None
+            raise DataError(f"{label}: can't be read as a table: {one_line(error)}") from None
     raise DataError(
         f"{label}: a {type(frame).__name__} is no table of rows; "
         "give a path, or a pyarrow, pandas or polars frame"
@@ -142,7 +150,7 @@ def _columns_to_arrow(names: list[str], columns: list[Any], label: str) -> pa.Ta
             arrays.append(values if isinstance(values, _ARROW) else pa.array(values))
         except (pa.ArrowException, ValueError, TypeError) as error:
             raise DataError(
-                f"{label}: column '{name}' can't be read, does it mix types? {_one_line(error)}"
+                f"{label}: column '{name}' can't be read, does it mix types? {one_line(error)}"
             ) from None
     lengths = {len(a) for a in arrays}
     if len(lengths) > 1:
@@ -151,7 +159,14 @@ def _columns_to_arrow(names: list[str], columns: list[Any], label: str) -> pa.Ta
     return pa.Table.from_arrays(arrays, names=names)
 
 
-def _refuse_repeated_columns(label: str, schema: pa.Schema) -> None:
+def refuse_repeated_columns(label: str, schema: pa.Schema) -> None:
+    """Check that no two columns have one name.
+
+    Raises
+    ------
+    DataError
+        One line per name.
+    """
     repeated = [n for n, count in Counter(schema.names).items() if count > 1]
     if repeated:
         raise DataError(
@@ -185,7 +200,7 @@ def _files_at(text: str) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         inside = (p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
-        return sorted(p for p in inside if _format_of(p) and p.is_file())
+        return sorted(p for p in inside if format_of(p) and p.is_file())
     if path.exists():
         return [path]
     matches = (p for p in sorted(glob.glob(text, recursive=True)) if not _is_hidden(Path(p).name))
@@ -208,47 +223,136 @@ def _is_hidden(path: str | Path) -> bool:
     return any(part.startswith(("_", ".")) for part in Path(path).parts)
 
 
-def _format_of(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
+    """Return the format that a file's name tells, if any."""
     name = path.name.lower()
     return next((f for suffix, f in _FORMATS.items() if name.endswith(suffix)), None)
 
 
 def _open_files(paths: list[str]) -> RowSource:
+    files = open_files(paths)
+    return RowSource(files.label, files.schema, files.stream)
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Files whose rows are read one after the other.
+
+    Attributes
+    ----------
+    label
+        What messages call them.
+    parts
+        The rows of each file.
+    records
+        What is known of those that hold Avro or TFRecord, to open them again.
+    schema
+        All files' columns, of types that hold all of them.
+    conflicts
+        What is wrong with a column that has no such type.
+    """
+
+    label: str
+    parts: Mapping[Path, RowSource]
+    records: Mapping[Path, pa.Schema | AvroRows]
+    schema: pa.Schema
+    conflicts: Mapping[str, str]
+
+    def stream(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield these columns of all rows, piece by piece.
+
+        Raises
+        ------
+        DataError
+            If a file lacks one of them, or has it of a type that does not go with another's.
+        """
+        schemas = {file: part.schema for file, part in self.parts.items()}
+        check_columns(self.label, schemas, self.conflicts, columns)
+        for part in self.parts.values():
+            for table in part.stream(columns):
+                yield as_schema(table, self.schema)
+
+
+def open_files(paths: Sequence[str]) -> FileSet:
+    """Look at the files that paths, folders and glob patterns stand for.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or one is damaged.
+    """
     files = expand_paths(paths)
-    label = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    records = tfrecord_schemas([file for file in files if _format_of(file) == "tfrecord"])
-    avros = {file: AvroRows(file) for file in files if _format_of(file) == "avro"}
+    records: dict[Path, pa.Schema | AvroRows]
+    records = {**tfrecord_schemas([file for file in files if format_of(file) == "tfrecord"])}
+    avros = {file: AvroRows(file) for file in files if format_of(file) == "avro"}
+    warn_of_text_uids(avros)
+    records |= avros
+    parts = {
+        file: open_file(file, records.get(file))
+        for file in files
+        if file in records or format_of(file) != "tfrecord"  # else it is empty, others are not
+    }
+    schema, conflicts = common_schema({file: part.schema for file, part in parts.items()})
+    return FileSet(label_of(paths), parts, records, schema, conflicts)
+
+
+def label_of(paths: Sequence[str]) -> str:
+    """Return what messages call these paths."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def warn_of_text_uids(avros: Mapping[Path, AvroRows]) -> None:
+    """Say which Avro files have a `uid` that is left out."""
     odd = [file for file, avro in avros.items() if avro.uid_is_text]
     if odd:
         of = f"{odd[0]} and {len(odd) - 1} more" if odd[1:] else odd[0]
         log.warning("%s: 'uid' holds no integers: rows go by their position", of)
-    parts = {
-        file: _open_file(file, avros.get(file, records.get(file)))
-        for file in files
-        if file in records or _format_of(file) != "tfrecord"  # else it is empty, others are not
-    }
-    schema, conflicts = _common_schema({file: part.schema for file, part in parts.items()})
-
-    def stream(columns: Sequence[str]) -> Iterator[pa.Table]:
-        findings = [
-            f"{file}: column '{column}' is missing, other files of {label} have it"
-            for file, part in parts.items()
-            for column in columns
-            if column not in part.schema.names
-        ]
-        findings += [conflicts[column] for column in columns if column in conflicts]
-        if findings:
-            raise DataError(findings)
-        nothing = pa.schema([schema.field(c) for c in columns]).empty_table()
-        for part in parts.values():
-            for table in part.stream(columns):
-                yield pa.concat_tables([nothing, table], promote_options="permissive")
-
-    return RowSource(label, schema, stream)
 
 
-def _open_file(file: Path, known: pa.Schema | AvroRows | None) -> RowSource:
-    kind = _format_of(file)
+def check_columns(
+    label: str,
+    schemas: Mapping[Path, pa.Schema],
+    conflicts: Mapping[str, str],
+    columns: Sequence[str],
+) -> None:
+    """Check that each file has these columns, and that their types go together.
+
+    Raises
+    ------
+    DataError
+        One line per column and file.
+    """
+    findings = [
+        f"{file}: column '{column}' is missing, other files of {label} have it"
+        for file, schema in schemas.items()
+        for column in columns
+        if column not in schema.names
+    ]
+    findings += [conflicts[column] for column in columns if column in conflicts]
+    if findings:
+        raise DataError(findings)
+
+
+def as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a file's rows with the types that all files' columns have."""
+    nothing = pa.schema([schema.field(c) for c in table.column_names]).empty_table()
+    return pa.concat_tables([nothing, table], promote_options="permissive")
+
+
+def open_file(file: Path, known: pa.Schema | AvroRows | None = None) -> RowSource:
+    """Open one file.
+
+    Parameters
+    ----------
+    known
+        What is known of the columns of one that holds TFRecord or Avro.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, or of a kind that is not known.
+    """
+    kind = format_of(file)
     if kind is None:
         raise DataError(f"{file}: unknown kind of file; use {', '.join(_FORMATS)}")
     if kind == "csv":
@@ -261,7 +365,13 @@ def _open_file(file: Path, known: pa.Schema | AvroRows | None) -> RowSource:
         schema, stream = _open_columnar(file, pq.read_schema, _read_parquet)
     else:
         schema, stream = _open_columnar(file, _read_arrow_schema, _read_arrow)
-    _refuse_repeated_columns(str(file), schema)
+    refuse_repeated_columns(str(file), schema)
+    return RowSource(str(file), schema, stream)
+
+
+def open_row_groups(file: Path, groups: range) -> RowSource:
+    """Open some row groups of a Parquet file; see `open_file`."""
+    schema, stream = _open_columnar(file, pq.read_schema, partial(_read_parquet, only=groups))
     return RowSource(str(file), schema, stream)
 
 
@@ -280,14 +390,14 @@ def _open_columnar(
         while (piece := _guarded(file, lambda _: next(pieces, None))) is not None:
             yield _normalize(pa.table(piece).select(columns))
 
-    return _normal_schema(_guarded(file, read_schema)), stream
+    return plain_schema(_guarded(file, read_schema)), stream
 
 
 def _as_tables(read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]) -> Stream:
     return lambda columns: (pa.Table.from_batches([batch]) for batch in read(columns))
 
 
-def _common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[str, str]]:
+def common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[str, str]]:
     """Return all files' columns with the types that hold all of them, and where there is none.
 
     Column by column: that files differ in a column nobody asks for does not matter.
@@ -309,15 +419,19 @@ def _common_schema(schemas: Mapping[Path, pa.Schema]) -> tuple[pa.Schema, dict[s
     return pa.schema(list(fields.values()), metadata), conflicts
 
 
-def _read_parquet(columns: Sequence[str], file: Path) -> Iterator[pa.RecordBatch]:
+def _read_parquet(
+    columns: Sequence[str], file: Path, only: range | None = None
+) -> Iterator[pa.RecordBatch]:
     # Not pq.read_table: it would turn folder names such as `a=1` into columns.
     with pq.ParquetFile(file) as parquet:
-        groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
-        size, n = sum(g.total_byte_size for g in groups), parquet.metadata.num_rows
+        chosen = range(parquet.metadata.num_row_groups) if only is None else only
+        groups = {k: parquet.metadata.row_group(k) for k in chosen}
+        size = sum(g.total_byte_size for g in groups.values())
+        n = sum(g.num_rows for g in groups.values())
         rows = min(max(_BYTES_PER_PIECE * n // max(size, 1), 1), _ROWS_PER_PIECE)
         # One call for all row groups would hold on to the bytes of those it has gone through.
         waiting: list[int] = []
-        for k, group in enumerate(groups):
+        for k, group in groups.items():
             waiting.append(k)
             if sum(groups[j].num_rows for j in waiting) + group.num_rows > rows:
                 yield from parquet.iter_batches(rows, row_groups=waiting, columns=list(columns))
@@ -351,10 +465,16 @@ def _guarded(file: Path, read: Callable[[Path], Any]) -> Any:
     except PermissionError:
         raise DataError(f"{file}: may not be read: permission denied") from None
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: damaged or not what its name says: {_one_line(error)}") from None
+        raise damaged(file, error) from None
 
 
-def _one_line(error: BaseException) -> str:
+def damaged(file: Path | str, error: BaseException) -> DataError:
+    """Return what to raise where a file can't be read."""
+    return DataError(f"{file}: damaged or not what its name says: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line of some length."""
     return _shortened(" ".join(str(error).split()).rstrip(" .:"))
 
 
@@ -362,7 +482,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def _normal_schema(schema: pa.Schema) -> pa.Schema:
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema without views, which Arrow's functions don't all take."""
     return pa.schema([f.with_type(_normal_type(f.type)) for f in schema], schema.metadata)
 
 
@@ -387,5 +508,5 @@ def _normal_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _normalize(table: pa.Table) -> pa.Table:
-    schema = _normal_schema(table.schema)
+    schema = plain_schema(table.schema)
     return table if schema.equals(table.schema) else table.cast(schema)

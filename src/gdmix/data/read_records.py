@@ -11,6 +11,7 @@ folder of a file, beside it, or in ``metadata/`` in one of the two has the last 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ class AvroRows:
             self._add_entries(sample.column(METADATA_MAP))
         if sample is not None and UID in odd:
             self._settle_uid(sample.column(UID))
+
+    def at(self, file: Path) -> AvroRows:
+        """Return what is known of the rows, for a copy of the file."""
+        other = copy(self)
+        other._file = file
+        return other
 
     def _add_entries(self, entries: pa.MapArray) -> None:
         keys = pc.unique(entries.keys).to_pylist()
@@ -129,17 +136,20 @@ def tfrecord_schemas(files: Sequence[Path]) -> dict[Path, pa.Schema]:
     """
     if len(files) > 1:  # Spark leaves a file of no bytes where a partition has no rows
         files = [file for file in files if file.stat().st_size] or files
-    records = max(1000, _SAMPLE // max(len(files), 1))
     known: dict[Path, TensorMetadata] = {}
     schemas = {}
     for file in files:
-        path = _metadata_of(file)
+        path = next((place for place in metadata_places(file) if place.is_file()), None)
         if path is not None and path not in known:
             known[path] = TensorMetadata.read(path)
-        metadata = known[path] if path is not None else None
-        schema = tfrecord.read_schema(file, metadata, records)
-        schemas[file] = _with_dense(schema, metadata)
-    return _agreed(schemas)
+        schemas[file] = tfrecord_schema(file, known[path] if path else None, len(files))
+    return agreed_schemas(schemas)
+
+
+def tfrecord_schema(file: Path, metadata: TensorMetadata | None, files: int = 1) -> pa.Schema:
+    """Return the columns of a TFRecord file as far as it alone tells, one of so many files."""
+    schema = tfrecord.read_schema(file, metadata, max(1000, _SAMPLE // max(files, 1)))
+    return _with_dense(schema, metadata)
 
 
 def stream_tfrecord(
@@ -155,16 +165,15 @@ def stream_tfrecord(
         yield batch
 
 
-def _metadata_of(file: Path) -> Path | None:
+def metadata_places(file: Path) -> Iterator[Path]:
+    """Yield where the metadata of a TFRecord file may lie."""
     # GDMix's partitions are folders within trainingData: partitionId=0/active.
     folder = file.parent
     while folder.name in ("active", "passive") or "=" in folder.name:
         folder = folder.parent
     for place in (folder, folder.parent):
-        for path in (place / METADATA_FILE, place / "metadata" / METADATA_FILE):
-            if path.is_file():
-                return path
-    return None
+        yield place / METADATA_FILE
+        yield place / "metadata" / METADATA_FILE
 
 
 def _with_dense(schema: pa.Schema, metadata: TensorMetadata | None) -> pa.Schema:
@@ -201,8 +210,8 @@ def _to_fixed_size(file: Path, batch: pa.RecordBatch, target: pa.Schema) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=target)
 
 
-def _agreed(schemas: Mapping[Path, pa.Schema]) -> dict[Path, pa.Schema]:
-    """Let files agree on what is a list, what has a type at all, and which columns there are."""
+def agreed_schemas(schemas: Mapping[Path, pa.Schema]) -> dict[Path, pa.Schema]:
+    """Let TFRecord files agree on what is a list, what has a type, and which columns there are."""
     types: dict[str, pa.DataType] = {}
     for schema in schemas.values():
         for field in schema:

@@ -127,6 +127,7 @@ class Findings:
 
 
 NO_VALUE = "no value"
+REPEATED = "the uid of an earlier row"
 _ROWS_PER_CHECK = 1_000_000
 
 
@@ -166,16 +167,22 @@ def check_unique(column: str, uid: NDArray[np.int64], findings: Findings) -> Non
         return
     without = findings.rows_with(column, NO_VALUE)
     present = np.delete(np.arange(uid.size), without) if without.size else None
-    values = uid if present is None else uid[present]
-    in_order = memory.copy(values)
-    in_order.sort()
-    if _ascends(in_order):
+    again = repeated(uid if present is None else uid[present])
+    if not again.size:
         return
-    again = np.delete(np.arange(values.size), np.unique(values, return_index=True)[1])
     rows = again if present is None else present[again]
     found = Findings(findings.source, pa.array(uid[rows[:1]]), int(rows[0]))
-    found.add(column, "the uid of an earlier row", rows - rows[0])
+    found.add(column, REPEATED, rows - rows[0])
     findings.merge(found)
+
+
+def repeated(uid: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows whose id an earlier row has."""
+    in_order = memory.copy(uid)
+    in_order.sort()
+    if _ascends(in_order):
+        return np.empty(0, np.int64)
+    return np.delete(np.arange(uid.size), np.unique(uid, return_index=True)[1])
 
 
 def check_classes(

@@ -59,9 +59,7 @@ def write_tables(tables: Iterator[pa.Table], path: Path) -> None:
 def link_files(source: Path, folder: Path) -> bool:
     """Give all files of a folder second names in another; return whether the system could."""
     try:
-        for file in source.iterdir():
-            folder.mkdir(parents=True, exist_ok=True)
-            os.link(file, folder / file.name)
+        shutil.copytree(source, folder, copy_function=os.link, dirs_exist_ok=True)
     except OSError:
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gdmix.config import AvroLayout, ModelConfig
 from gdmix.coordinates.base import Coordinate, FitReport, ScoreTable
-from gdmix.coordinates.variance_components import WeightEstimator
+from gdmix.coordinates.variance_components import WeightSource
 from gdmix.data.read import Source
 from gdmix.model.base import CoordinateModel
 from gdmix.model.mixed_model import TrainedModel
@@ -38,7 +38,7 @@ class Workspace(Protocol):
         """Fit all coordinates at once, from the given models (`coordinates.joint`)."""
 
     @property
-    def weights(self) -> WeightEstimator | None:
+    def weights(self) -> WeightSource | None:
         """Estimates L2 weights, where a coordinate asks for it."""
 
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:

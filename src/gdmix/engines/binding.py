@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gdmix.config import (
     CoordinateSpec,
     CustomEffect,
+    DeepFixedEffect,
     Factorization,
     FixedEffect,
     ModelConfig,
@@ -44,6 +46,8 @@ class BoundRows:
         The feature index of each bag.
     threads
         Number of threads.
+    fits
+        Folder in which a long fit keeps its state, in a file of the coordinate's name.
     """
 
     config: ModelConfig
@@ -51,6 +55,7 @@ class BoundRows:
     validation: Dataset | None
     indices: Mapping[str, FeatureIndex]
     threads: int
+    fits: Path | None = None
 
     def coordinate(
         self,
@@ -89,7 +94,42 @@ class BoundRows:
             case CustomEffect():
                 own = estimators(config, threads)[name]
                 return CustomEffectCoordinate(own, train, validation, self.indices, loss, threads)
+            case DeepFixedEffect():
+                from gdmix.deep.coordinate import DeepCoordinate  # PyTorch is for those who use it
+
+                return DeepCoordinate(
+                    name,
+                    spec,
+                    train,
+                    validation,
+                    self.indices,
+                    config.used_features,
+                    config.task,
+                    seed,
+                    threads,
+                    config.metrics[0],
+                    None if self.fits is None else self.fits / f"{name}.pt",
+                )
         raise TypeError(f"coordinate '{name}' of type {spec.type} is not fitted")
+
+
+def check_before_reading(config: ModelConfig) -> None:
+    """Refuse what can be known to fail before any row is read.
+
+    Raises
+    ------
+    ConfigError
+        If an estimator or a network can't be imported, or does not go with the rest.
+    """
+    estimators(config, threads=1)
+    for spec in config.coordinates.values():
+        if isinstance(spec, DeepFixedEffect):
+            from gdmix.deep import check_installed
+
+            check_installed()
+            from gdmix.deep.coordinate import check_deep
+
+            check_deep(spec)
 
 
 def reweighted(

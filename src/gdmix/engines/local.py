@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from gdmix.config import (
     ExternalScores,
     ModelConfig,
 )
-from gdmix.coordinates.base import Coordinate, FitReport, Scores
-from gdmix.coordinates.estimators import estimators
+from gdmix.coordinates.base import Coordinate, FitReport, JudgedCoordinate, Scores
 from gdmix.coordinates.joint import LinearCoordinate, fit_jointly
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.recentring import recentre
@@ -32,12 +31,13 @@ from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
 from gdmix.coordinates.variance_components import WeightEstimator
 from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.feature_summary import FeatureSummary, summarize
 from gdmix.data.folds import fold_numbers, rows_where
 from gdmix.data.gdmix_scores import write_score_folders
 from gdmix.data.read import Source, open_rows
 from gdmix.data.schema import RowSchema
 from gdmix.data.score_files import score_tables, write_scores
-from gdmix.engines.binding import BoundRows, reweighted
+from gdmix.engines.binding import BoundRows, check_before_reading, reweighted
 from gdmix.errors import ConfigError, DataError
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import total_loss
@@ -56,7 +56,16 @@ _JOINT_VECTORS = 12  # of all coefficients, that Newton's method and its inner s
 
 
 class LocalEngine:
-    """Runs in this process."""
+    """Runs in this process.
+
+    Parameters
+    ----------
+    fits
+        Folder in which long fits keep their state, so that a killed one can go on.
+    """
+
+    def __init__(self, fits: Path | None = None) -> None:
+        self._fits = fits
 
     def prepare(
         self, config: ModelConfig, train: Source, validation: Source | None
@@ -65,9 +74,19 @@ class LocalEngine:
         name = f"{__version__} {config.model_dump_json(exclude={'output', 'scratch', 'tune'})}"
         workspace: LocalWorkspace | None = memory.recall(name)
         if workspace is None:
-            workspace = LocalWorkspace(config, *self._read(config, train, validation))
+            workspace = LocalWorkspace(
+                config, *self._read(config, train, validation), fits=self._fits
+            )
             memory.keep(name, workspace)
         return workspace
+
+    def prepare_fits(
+        self, config: ModelConfig, train: Source, names: Collection[str]
+    ) -> dict[str, Coordinate[Any]]:
+        """Read rows for these coordinates alone, as `prepare` does for all."""
+        rows, _, indices, _ = self._read(config, train, None)
+        bound = BoundRows(config, rows, None, indices, config.threads or available_threads())
+        return {name: bound.coordinate(name) for name in names}
 
     def prepare_folds(
         self, config: ModelConfig, train: Source, folds: int, seed: int
@@ -96,7 +115,7 @@ class LocalEngine:
     ) -> tuple[Dataset, Dataset | None, Mapping[str, FeatureIndex], Mapping[str, CoordinateModel]]:
         """Return training rows, validation rows, feature indices, and earlier models."""
         _check_external(config, validation)
-        estimators(config, threads=1)  # what is wrong with one says so now, before rows are read
+        check_before_reading(config)
         train = open_rows(train, "training data")
         initial = None
         if config.earlier_model is not None:
@@ -109,6 +128,7 @@ class LocalEngine:
             config.entities,
             config.group_columns,
             derived=config.derived_entities,
+            optional=config.optional_entities,
         )
         mode = config.validate_mode
         threads = config.threads or available_threads()
@@ -180,6 +200,7 @@ class LocalWorkspace:
         validation: Dataset | None,
         indices: Mapping[str, FeatureIndex],
         earlier: Mapping[str, CoordinateModel],
+        fits: Path | None = None,
     ) -> None:
         self._config, self._indices = config, indices
         self._train, self._validation = train, validation
@@ -189,13 +210,14 @@ class LocalWorkspace:
         self._threads = threads = config.threads or available_threads()
         fitted = config.fitted
         penalties = {
-            name: regularization(spec, train, indices, threads)
+            name: regularization(spec, indices, self._summary)
             for name, spec in config.linear.items()
         }
-        rows = BoundRows(config, train, validation, indices, threads)
+        rows = BoundRows(config, train, validation, indices, threads, fits)
         self.coordinates: dict[str, Coordinate[Any]] = {
             name: rows.coordinate(name, penalties.get(name), earlier.get(name)) for name in fitted
         }
+        self._tell_judges()
         self.start: dict[str, CoordinateModel] = {}
         # Locked coordinates, and the models of entities that are not fitted here.
         self._held: dict[str, tuple[LinearModel, Scores]] = {}
@@ -216,6 +238,16 @@ class LocalWorkspace:
         if config.solver == JOINT:
             _check_room_for_joint(sum(c.penalty_vector().size for c in self._linear.values()))
 
+    def _tell_judges(self) -> None:
+        """Tell coordinates that look at validation rows what all others add to these."""
+        for name, coordinate in self.coordinates.items():
+            if isinstance(coordinate, JudgedCoordinate) and self._validation is not None:
+                offset = partial(self.scores.validation_without, name)
+                self.coordinates[name] = coordinate.judged_beside(offset)
+
+    def _summary(self, bag: str) -> FeatureSummary:
+        return summarize(self._train.bags[bag], threads=self._threads)
+
     def rebound(self, config: ModelConfig) -> LocalWorkspace:
         """Return the same rows, as they are prepared, under other regularisation weights.
 
@@ -228,13 +260,14 @@ class LocalWorkspace:
         other._config = config
         other.scores = LocalScores(config, self._train, self._validation)
         penalties = {
-            name: regularization(spec, self._train, self._indices, self._threads)
+            name: regularization(spec, self._indices, self._summary)
             for name, spec in config.linear.items()
         }
         other.coordinates = {
             name: reweighted(coordinate, config.coordinates[name], penalties.get(name))
             for name, coordinate in self.coordinates.items()
         }
+        other._tell_judges()
         for _, scores in self._external.values():
             other.scores.hold(scores, 0.0)
         for name, (model, scores) in self._held.items():
@@ -437,6 +470,16 @@ class LocalScores:
                 total += scores.train
         return total
 
+    def validation_without(self, *names: str) -> F64:
+        """Return base offset plus all other coordinates' validation scores, summed anew."""
+        assert self._base.validation is not None
+        total = memory.copy(self._base.validation)
+        for other, scores in self._scores.items():
+            if other not in names:
+                assert scores.validation is not None
+                total += scores.validation
+        return total
+
     def loss(self) -> float:
         """Return the weighted loss of the training rows, and the penalties that are held."""
         rows = self._train
@@ -449,11 +492,7 @@ class LocalScores:
         if self._validation is None:
             rows, total = self._train, self.total_without()
         else:
-            assert self._base.validation is not None
-            rows, total = self._validation, memory.copy(self._base.validation)
-            for scores in self._scores.values():
-                assert scores.validation is not None
-                total += scores.validation
+            rows, total = self._validation, self.validation_without()
         return evaluate(
             self._metrics, total, rows.response, rows.weight, task=self._task, groups=self._groups
         )

@@ -10,13 +10,14 @@ then cost a few dozen passes, where an unscaled quasi-Newton method does not con
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
 from gdmix.glm import cholesky
+from gdmix.glm.group import ALONE, Group, total
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Labels, Minimum, conjugate_gradients, minimize
 from gdmix.glm.objective import (
@@ -141,34 +142,103 @@ class DiagonalFactor:
         return float(np.log(self._diagonal[self._diagonal > 0.0]).sum())
 
 
+class Owners(Protocol):
+    """Who holds the coefficients that a design's rows meet, and how to get at them.
+
+    Attributes
+    ----------
+    size, total
+        Number of coefficients that this rank holds, and that all ranks hold.
+    """
+
+    group: Group
+    size: int
+    total: int
+
+    def gather(self, own: F64) -> F64:
+        """Return the entries of a vector that the rows meet, given those that are held here."""
+
+    def add_up(self, met: F64) -> F64:
+        """Return the entries held here of the sum of what every rank's rows make of theirs."""
+
+    def add_up_matrix(self, met: F64) -> F64:
+        """Return, on every rank, the sum of what every rank's rows make of a (d, d) matrix."""
+
+    def deal(self, make: Callable[[], F64]) -> F64:
+        """Return the entries held here of the vector that `make` returns on rank 0."""
+
+
+class NoOwners:
+    """All coefficients are held where the rows are.
+
+    Parameters
+    ----------
+    size
+        Their number.
+    """
+
+    group: Group = ALONE
+
+    def __init__(self, size: int) -> None:
+        self.size = self.total = size
+
+    def gather(self, own: F64) -> F64:
+        """Return the vector."""
+        return own
+
+    def add_up(self, met: F64) -> F64:
+        """Return the vector."""
+        return met
+
+    def add_up_matrix(self, met: F64) -> F64:
+        """Return the matrix."""
+        return met
+
+    def deal(self, make: Callable[[], F64]) -> F64:
+        """Return what `make` returns."""
+        return make()
+
+
 class SparseMap:
     """A sparse design with its intercept, and the parallel kernels over its rows.
 
     Every array named `z`, `d1` or `d2` is (n,); every product with X' is (d,), d = columns + 1.
     A preconditioner is kept while the curvatures d2 stay about the same.
+
+    Parameters
+    ----------
+    owners
+        In a group: who holds the coefficients. Vectors (d,) are then the part held here, and
+        columns of the design are those that its rows meet.
     """
 
     roughest = 0.2
 
-    def __init__(self, design: CsrMatrix, intercept: bool, threads: int) -> None:
+    def __init__(
+        self, design: CsrMatrix, intercept: bool, threads: int, owners: Owners | None = None
+    ) -> None:
         self._design, self._threads = design, threads
         self._intercept = 1.0 if intercept else 0.0
         self._slices = split_evenly(design.n_rows, threads)
-        self.size = design.n_columns + 1
+        self._met = design.n_columns + 1
+        self._owners = owners or NoOwners(self._met)
+        self._group = self._owners.group
+        self.size, self._total = self._owners.size, self._owners.total
         self.passes = 0.0
-        self._buffers = np.empty((len(self._slices), self.size))
-        self._pairs = np.empty((len(self._slices), self.size, 2))
+        self._buffers = np.empty((len(self._slices), self._met))
+        self._pairs = np.empty((len(self._slices), self._met, 2))
         self._known_d2: F64 | None = None
-        self._direct = (
-            self.size <= MAX_DIRECT_COEFFICIENTS
-            and design.nnz <= MAX_DIRECT_NNZ_PER_ROW * design.n_rows
+        nnz, n_rows = self._group.sum(np.array([design.nnz, design.n_rows], np.float64))
+        self._direct = bool(
+            self._total <= MAX_DIRECT_COEFFICIENTS and nnz <= MAX_DIRECT_NNZ_PER_ROW * n_rows
         )
 
     def scores(self, theta: F64) -> F64:
         """Return ``X theta``."""
         z = memory.empty(self._design.n_rows)
+        met = self._owners.gather(theta)
         self.passes += 0.5
-        self._map(lambda k, a, b: self._apply(margins, a, b, theta, z[a:b]))
+        self._map(lambda k, a, b: self._apply(margins, a, b, met, z[a:b]))
         return z
 
     def transposed(self, d1: F64) -> F64:
@@ -184,23 +254,20 @@ class SparseMap:
         """Solve ``(X' diag(d2) X + penalty) step = -gradient``; also return ``X step``."""
         if not self._direct:
             step, move, solved = self._conjugate_gradient_step(d2, gradient, penalty, target)
-            if solved or self.size > MAX_FALLBACK_COEFFICIENTS:
+            if solved or self._total > MAX_FALLBACK_COEFFICIENTS:
                 return step, move
             self._direct = True
-        step = self._cholesky(d2, penalty).solve(-gradient)
+        hessian = self.hessian(d2)
+        weights, right = self._owners.gather(penalty.weights), self._owners.gather(-gradient)
+        whole = QuadraticPenalty(weights, penalty.matrix)
+        step = self._owners.deal(lambda: _factorised(hessian, whole).solve(right))
         return step, self.scores(step)
 
     def preconditioner(self, d2: F64, penalty: QuadraticPenalty) -> DenseFactor | DiagonalFactor:
         """Factorise ``X' diag(d2) X + penalty``, or its diagonal."""
-        return self._cholesky(d2, penalty) if self._direct else self._jacobi(d2, penalty)
-
-    def _cholesky(self, d2: F64, penalty: QuadraticPenalty) -> DenseFactor:
-        factor = self.hessian(d2)
-        factor[np.diag_indices_from(factor)] += penalty.weights
-        if penalty.matrix is not None:
-            factor += penalty.matrix
-        cholesky.factorize(self.size, factor, penalty.weights)
-        return DenseFactor(factor)
+        if self._direct:
+            return _factorised(self.hessian(d2), penalty)
+        return self._jacobi(d2, penalty)
 
     def _jacobi(self, d2: F64, penalty: QuadraticPenalty) -> DiagonalFactor:
         if self._drifted(d2):
@@ -218,8 +285,8 @@ class SparseMap:
             sums[k] = curvature_change(b - a, d2[a:b], known[a:b])
 
         self._map(work)
-        change, total = sums.sum(axis=0)
-        return bool(change >= MAX_DRIFT * total)
+        change, whole = self._group.sum(sums.sum(axis=0))
+        return bool(change >= MAX_DRIFT * whole)
 
     def _conjugate_gradient_step(
         self, d2: F64, gradient: F64, penalty: QuadraticPenalty, target: float
@@ -232,23 +299,28 @@ class SparseMap:
                 add_scaled(b - a, length, z[a:b], move[a:b])
 
         def product(direction: F64) -> F64:
+            met = self._owners.gather(direction)
+
             def work(k: int, a: int, b: int) -> None:
                 gather(k, a, b)
                 pairs = self._pairs[k]
-                pairs[:, 0], pairs[:, 1] = direction, 0.0
+                pairs[:, 0], pairs[:, 1] = met, 0.0
                 self._apply(add_hessian_product_paired, a, b, d2[a:b], z[a:b], pairs)
 
             self.passes += 1.0
             self._map(work)
-            return np.asarray(self._pairs[:, :, 1].sum(axis=0)) + penalty.product(direction)
+            image = self._owners.add_up(np.asarray(self._pairs[:, :, 1].sum(axis=0)))
+            return image + penalty.product(direction)
 
         def advance(by: float, fit: float) -> None:
             nonlocal length
             length = by
 
         inverse = self._jacobi(d2, penalty).solve
-        limit = min(2 * self.size + 10, 1000)
-        step, solved = conjugate_gradients(product, inverse, gradient, target, limit, advance)
+        limit = min(2 * self._total + 10, 1000)
+        step, solved = conjugate_gradients(
+            product, inverse, gradient, target, limit, advance, self._group
+        )
         self._map(gather)
         return step, move, solved
 
@@ -260,16 +332,18 @@ class SparseMap:
         )
 
     def hessian(self, d2: F64) -> F64:
-        """Return the lower triangle of ``X' diag(d2) X``."""
+        """Return the lower triangle of ``X' diag(d2) X``; in a group, all of it on every rank."""
         self.passes += 1.0
-        parts = np.zeros((len(self._slices), self.size, self.size))
-        self._map(lambda k, a, b: self._apply(add_hessian, a, b, d2[a:b], self.size - 1, parts[k]))
-        return np.asarray(parts.sum(axis=0))
+        parts = np.zeros((len(self._slices), self._met, self._met))
+        self._map(lambda k, a, b: self._apply(add_hessian, a, b, d2[a:b], self._met - 1, parts[k]))
+        return self._owners.add_up_matrix(np.asarray(parts.sum(axis=0)))
 
     def rounding_floor(self, theta: F64, offset: F64, d1: F64, d2: F64, penalty: F64) -> float:
         """Return the norm below which a gradient is rounding error."""
-        n = self._design.n_rows
-        return float(self._apply(rounding_floor, 0, n, theta, offset, d1, d2, penalty))
+        n, met = self._design.n_rows, self._owners.gather(theta)
+        rows = self._apply(rounding_floor, 0, n, met, offset, d1, d2, np.zeros(met.size))
+        own = self._apply(rounding_floor, 0, 0, theta, offset, d1, d2, penalty)
+        return total(self._group, rows + own)
 
     def _map(self, function: Callable[[int, int, int], Any]) -> None:
         tasks = [(k, a, b) for k, (a, b) in enumerate(self._slices)]
@@ -283,4 +357,13 @@ class SparseMap:
     def _summed(self, function: Callable[[int, int, int], Any]) -> F64:
         self._buffers[:] = 0.0
         self._map(function)
-        return np.asarray(self._buffers.sum(axis=0))
+        return self._owners.add_up(np.asarray(self._buffers.sum(axis=0)))
+
+
+def _factorised(hessian: F64, penalty: QuadraticPenalty) -> DenseFactor:
+    """Factorise, in place, a Hessian to which the penalty is to be added."""
+    hessian[np.diag_indices_from(hessian)] += penalty.weights
+    if penalty.matrix is not None:
+        hessian += penalty.matrix
+    cholesky.factorize(hessian.shape[0], hessian, penalty.weights)
+    return DenseFactor(hessian)

@@ -153,17 +153,28 @@ def labels_of_one_class(loss: int, n: int, y: NDArray[np.float64], w: NDArray[np
     So it is for logistic labels that are all 0 or all 1, and for counts that are all 0.
     Rows of weight zero do not count.
     """
-    if loss == SQUARED:
-        return False
-    weighted = False
+    any_low, any_high = classes_present(n, y, w)
+    return is_one_class(loss, any_low, any_high)
+
+
+@kernel
+def classes_present(n: int, y: NDArray[np.float64], w: NDArray[np.float64]) -> tuple[bool, bool]:
+    """Whether any row has a label below 1, and whether any has one above 0."""
     any_low = False
     any_high = False
     for i in range(n):
         if w[i] > 0.0:
-            weighted = True
             any_high = any_high or y[i] > 0.0
             any_low = any_low or y[i] < 1.0
-    return weighted and not (any_high and (any_low or loss != LOGISTIC))
+    return any_low, any_high
+
+
+@kernel
+def is_one_class(loss: int, any_low: bool, any_high: bool) -> bool:
+    """Do as `labels_of_one_class`, given which classes there are."""
+    if loss == LOGISTIC:
+        return any_low != any_high
+    return loss != SQUARED and any_low and not any_high
 
 
 @kernel
@@ -180,14 +191,28 @@ def classifies_all(
     Then coefficients without a penalty have no finite optimum: along them no row loses
     (Albert & Anderson, Biometrika 1984). Rows of weight zero do not count.
     """
+    any_lost, any_moved = lost_and_moved(loss, n, z, offset, y, w)
+    return any_moved and not any_lost
+
+
+@kernel
+def lost_and_moved(
+    loss: int,
+    n: int,
+    z: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    y: NDArray[np.float64],
+    w: NDArray[np.float64],
+) -> tuple[bool, bool]:
+    """Whether ``z - offset`` lacks the label's sign in any row; if not, whether any is not 0."""
     any_moved = False
     for i in range(n):
         own = z[i] - offset[i]
         if w[i] > 0.0:
             if loss != LOGISTIC or (own < 0.0 if y[i] > 0.5 else own > 0.0):
-                return False
+                return True, any_moved
             any_moved = any_moved or own != 0.0
-    return any_moved
+    return False, any_moved
 
 
 def inverse_link(loss: int, z: NDArray[np.float64]) -> NDArray[np.float64]:

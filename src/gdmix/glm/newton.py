@@ -4,6 +4,10 @@ The design is a `LinearMap`: it multiplies, and it solves for Newton's step in t
 it. The loop here is the same for a fixed effect, an entity with millions of rows, and all
 coordinates at once. Only the derivatives of the loss look at single rows; they run over one slice
 of rows per thread.
+
+The rows may be divided among the processes of a `group.Group`, and then the coefficients are too:
+each rank has its rows' scores and its own part of every vector of coefficients, a contiguous slice.
+All ranks go through the loop in step, as all that it decides upon is a sum over the group.
 """
 
 from __future__ import annotations
@@ -17,9 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
+from gdmix.glm.group import ALONE, Group, any_rank, inner_products, largest, total
 from gdmix.glm.line_search import ARMIJO, MAX_TRIALS, evaluate_along, judge, longest
-from gdmix.glm.losses import SQUARED, classifies_all, evaluate_rows, labels_of_one_class
-from gdmix.glm.objective import dot
+from gdmix.glm.losses import (
+    SQUARED,
+    classes_present,
+    evaluate_rows,
+    is_one_class,
+    lost_and_moved,
+)
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.glm.primal_newton import MAX_INTERCEPT_STEP
 from gdmix.glm.status import FitStatus
@@ -29,7 +39,10 @@ F64 = NDArray[np.float64]
 
 
 class LinearMap(Protocol):
-    """The design X of a problem with n rows and d coefficients, the first an intercept."""
+    """The design X of a problem with n rows and d coefficients, the first an intercept.
+
+    In a group, n and d are those of one rank; rank 0 has the intercept.
+    """
 
     size: int
     passes: float
@@ -59,13 +72,17 @@ class LinearMap(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """What the loss compares scores with, all arrays (n,)."""
+    """What the loss compares scores with, all arrays (n,).
+
+    In a group, these are the rows of one rank, and results those of all ranks' rows.
+    """
 
     response: F64
     weight: F64
     offset: F64
     loss: int
     threads: int = 1
+    group: Group = ALONE
 
     def evaluate(self, z: F64, d1: F64, d2: F64) -> float:
         """Fill d1 and d2 at scores z; return the weighted loss."""
@@ -74,7 +91,7 @@ class Labels:
             y, w = self.response[rows], self.weight[rows]
             return evaluate_rows(self.loss, y.size, z[rows], y, w, d1[rows], d2[rows])
 
-        return sum(map_threads(work, self._slices(), self.threads))
+        return total(self.group, sum(map_threads(work, self._slices(), self.threads)))
 
     def evaluate_along(
         self, z: F64, move: F64, t: float, new_z: F64, d1: F64, d2: F64
@@ -87,8 +104,19 @@ class Labels:
             return evaluate_along(self.loss, y.size, *at)
 
         parts = map_threads(work, self._slices(), self.threads)
-        value, first, second = np.sum(parts, axis=0).tolist()
+        value, first, second = self.group.sum(np.sum(parts, axis=0)).tolist()
         return value, first, second
+
+    def are_one_class(self) -> bool:
+        """Do as `losses.labels_of_one_class`."""
+        present = classes_present(self.response.size, self.response, self.weight)
+        return bool(is_one_class(self.loss, *any_rank(self.group, *present)))
+
+    def are_classified(self, z: F64) -> bool:
+        """Do as `losses.classifies_all`."""
+        rows = self.response.size, z, self.offset, self.response, self.weight
+        any_lost, any_moved = any_rank(self.group, *lost_and_moved(self.loss, *rows))
+        return any_moved and not any_lost
 
     def _slices(self) -> list[slice]:
         return [slice(a, b) for a, b in split_evenly(self.response.size, self.threads)]
@@ -101,7 +129,7 @@ class Minimum:
     Attributes
     ----------
     coefficients
-        (d,), intercept first.
+        (d,), intercept first; in a group, the rank's own.
     status
         How it ended.
     iterations
@@ -143,22 +171,27 @@ def minimize(
     start
         (d,) start coefficients.
     """
-    n = labels.response.size
+    n, group = labels.response.size, labels.group
     theta = start
     d1, d2, new_z, new_d1, new_d2 = (memory.empty(n) for _ in range(5))
 
     z = memory.copy(labels.offset)
     value = labels.evaluate(z, d1, d2)
     gradient = design.transposed(d1)
-    reference = _norm(gradient)
-    if theta.any():
+    reference = _norm(group, gradient)
+    if any_rank(group, theta.any())[0]:
         z += design.scores(theta)
         value = labels.evaluate(z, d1, d2)
         gradient = design.transposed(d1)
 
-    weights = penalty.weights
-    free = intercept and weights[0] == 0.0 and penalty.matrix is None
-    endless = free and labels_of_one_class(labels.loss, n, labels.response, labels.weight)
+    slopes_from = 1 if group.rank == 0 else 0
+    penalised, intercept_penalised = any_rank(
+        group,
+        penalty.weights[slopes_from:].any(),
+        penalty.weights[:slopes_from].any() and intercept,
+    )
+    plain = penalty.matrix is None
+    endless = intercept and not intercept_penalised and plain and labels.are_one_class()
     status = FitStatus.MAX_ITERATIONS
     previous_norm = 0.0
     below_noise = False
@@ -166,7 +199,7 @@ def minimize(
     while True:
         pull = penalty.product(theta)
         gradient += pull
-        norm = _norm(gradient)
+        norm = _norm(group, gradient)
         if norm <= tolerance * reference:
             status = FitStatus.CONVERGED
             break
@@ -184,14 +217,17 @@ def minimize(
         accuracy = 0.0 if labels.loss == SQUARED else rough
         target = max(accuracy * norm, 0.3 * tolerance * reference)
         step, move = design.newton_step(d2, gradient, penalty, target)
-        if endless and abs(step[0]) > MAX_INTERCEPT_STEP:
-            shrink = MAX_INTERCEPT_STEP / abs(step[0])
-            step *= shrink
-            move *= shrink
-        slope = _inner(gradient, step)
-        noise = 1e-13 * abs(value + 0.5 * _inner(theta, pull))
+        if endless:
+            length = largest(group, abs(step[0]) if group.rank == 0 else 0.0)
+            if length > MAX_INTERCEPT_STEP:
+                shrink = MAX_INTERCEPT_STEP / length
+                step *= shrink
+                move *= shrink
+        slope, twice_penalty, cross, curvature = inner_products(
+            group, (gradient, step), (theta, pull), (pull, step), (step, penalty.product(step))
+        )
+        noise = 1e-13 * abs(value + 0.5 * twice_penalty)
         below_noise = -slope <= noise
-        cross, curvature = _inner(pull, step), penalty.between(step, step)
         t, value = search_rows(
             labels, z, move, value, slope, cross, curvature, noise, new_z, new_d1, new_d2
         )
@@ -207,16 +243,13 @@ def minimize(
     if status != FitStatus.CONVERGED:
         floor = design.rounding_floor(theta, labels.offset, d1, d2, penalty.diagonal)
         status = FitStatus.CONVERGED if norm <= floor else status
-    unpenalised = not (weights[1:].any() or (intercept and weights[0] > 0.0))
-    if endless or (
-        unpenalised
-        and penalty.matrix is None
-        and classifies_all(labels.loss, n, z, labels.offset, labels.response, labels.weight)
-    ):
+    unpenalised = plain and not (penalised or intercept_penalised)
+    if endless or (unpenalised and labels.are_classified(z)):
         status = FitStatus.SEPARATED
-    if not (np.isfinite(theta).all() and np.isfinite(norm)):
+    if any_rank(group, not (np.isfinite(theta).all() and np.isfinite(norm)))[0]:
         status, theta = FitStatus.NOT_FINITE, np.zeros(design.size)
-    objective = value + 0.5 * penalty.between(theta, theta)
+    (twice_penalty,) = inner_products(group, (theta, penalty.product(theta)))
+    objective = value + 0.5 * twice_penalty
     return Minimum(theta, status, iteration, design.passes, norm, objective)
 
 
@@ -237,7 +270,8 @@ def search_rows(
     new_value, _, _ = labels.evaluate_along(z, move, 1.0, new_z, new_d1, new_d2)
     if new_value - value + cross + 0.5 * curvature <= ARMIJO * slope + noise:
         return 1.0, new_value
-    t = longest(float(max(move.max(initial=0.0), -move.min(initial=0.0))))
+    reach = max(move.max(initial=0.0), -move.min(initial=0.0))
+    t = longest(largest(labels.group, reach))
     low, high = 0.0, t
     for _ in range(MAX_TRIALS):
         new_value, first, second = labels.evaluate_along(z, move, t, new_z, new_d1, new_d2)
@@ -251,13 +285,8 @@ def search_rows(
     return low, new_value
 
 
-def _inner(a: F64, b: F64) -> float:
-    """Return the inner product; BLAS would wake threads that cost more than they save."""
-    return dot(a.size, a, b)
-
-
-def _norm(a: F64) -> float:
-    return math.sqrt(_inner(a, a))
+def _norm(group: Group, a: F64) -> float:
+    return math.sqrt(inner_products(group, (a, a))[0])
 
 
 def conjugate_gradients(
@@ -267,6 +296,7 @@ def conjugate_gradients(
     target: float,
     max_iterations: int,
     advance: Callable[[float, float], object] = lambda length, fit: None,
+    group: Group = ALONE,
 ) -> tuple[F64, bool]:
     """Solve ``H step = -gradient``; also return whether the residual's norm fell to `target`.
 
@@ -280,24 +310,26 @@ def conjugate_gradients(
         Called when the step has moved by so many times the direction of the last `product`, so
         that a caller can gather ``X step``; with it the residual's squared norm before, in the
         metric of the preconditioner.
+    group
+        Among whose ranks the vectors are divided.
     """
     step = np.zeros_like(gradient)
     residual = -gradient
     direction = precondition(residual)
-    fit = _inner(residual, direction)
+    (fit,) = inner_products(group, (residual, direction))
     for _ in range(max_iterations):
         image = product(direction)
-        curvature = _inner(direction, image)
+        (curvature,) = inner_products(group, (direction, image))
         if curvature <= 0.0:
             break
         length = fit / curvature
         step += length * direction
         advance(length, fit)
         residual -= length * image
-        if _norm(residual) <= target:
+        if _norm(group, residual) <= target:
             return step, True
         scaled = precondition(residual)
-        next_fit = _inner(residual, scaled)
+        (next_fit,) = inner_products(group, (residual, scaled))
         direction = scaled + next_fit / fit * direction
         fit = next_fit
     return step, False

@@ -17,6 +17,7 @@ def read_any_model(
     path: Path,
     description: ModelConfig | None = None,
     types: Mapping[str, pa.DataType] | None = None,
+    stored: bool = False,
 ) -> TrainedModel:
     """Read a model.
 
@@ -28,6 +29,8 @@ def read_any_model(
         What a model of these two applies to: see `photon_folder.read_folder`.
     types
         Columns of the rows that such a model is for: its ids become text where theirs are.
+    stored
+        Leave the coordinates of a model of ours on disk until someone looks at them.
 
     Raises
     ------
@@ -36,4 +39,4 @@ def read_any_model(
     """
     if not (path / MANIFEST).exists() and model_folders(path):
         return with_entity_types(read_folder(path, description), types or {})
-    return read_model(path)
+    return read_model(path, stored)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gdmix.config import CoordinateSpec
 from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
 
@@ -55,6 +56,24 @@ class CoordinateModel(Protocol):
 
 # How a kind is read: its folder, what `describe` said, and the feature index of each bag.
 Reader = Callable[[Path, Mapping[str, Any], Mapping[str, FeatureIndex]], CoordinateModel]
+
+
+@runtime_checkable
+class Startable(Protocol):
+    """A model of another layer that training can start from."""
+
+    def differences(self, spec: CoordinateSpec) -> Iterator[tuple[str, str, str]]:
+        """Yield what a run's spec has otherwise: what it is, there and here."""
+
+    def aligned(
+        self, name: str, before: Mapping[str, FeatureIndex], after: Mapping[str, FeatureIndex]
+    ) -> CoordinateModel:
+        """Return the model of the coordinate `name` under another feature index."""
+
+
+def optional_keys(model: CoordinateModel) -> frozenset[str]:
+    """Return those of its keys that a row may lack, which is none for most kinds."""
+    return frozenset(getattr(model, "optional_keys", ()))
 
 
 def summary_of(

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gdmix.data.write import write_tables
+from gdmix.data.write import write_table, write_tables
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 
 _ENTITIES_PER_PIECE = 50_000
+_ROWS_PER_BATCH = 50_000
 
 
 def part_file(folder: Path, part: int = 0) -> Path:
@@ -94,8 +95,53 @@ def read_fixed(folder: Path) -> FixedCoefficients:
     return coefficients
 
 
-def read_random(folder: Path, part: int | None = None) -> RandomCoefficients:
-    """Read the coefficients of a random effect, or one part of them.
+def write_slice(values: NDArray[np.float64], held: slice, folder: Path, part: int) -> None:
+    """Write some of the coefficients of a fixed effect, as one of its parts.
+
+    Parameters
+    ----------
+    held
+        Which they are.
+
+    Raises
+    ------
+    OutputError
+        If the system refuses to write there.
+    """
+    columns = np.arange(held.start, held.stop, dtype=np.uint32)
+    write_table(pa.table({"column": columns, "value": values}), part_file(folder, part))
+
+
+def read_slice(folder: Path, held: slice) -> NDArray[np.float64]:
+    """Read some of the coefficients of a fixed effect, and no parts that have none of them.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged.
+    """
+    values, first = np.zeros(held.stop - held.start), 0
+    for file in _parts_in(folder):
+        n = pq.read_metadata(file).num_rows
+        low, high = max(first, held.start), min(first + n, held.stop)
+        if low < high:
+            own = _to_numpy(read_parquet(file, ["value"])["value"], np.float64)
+            values[low - held.start : high - held.start] = own[low - first : high - first]
+        first += n
+    return values
+
+
+def read_random(
+    folder: Path, part: int | None = None, only: pa.Array | None = None
+) -> RandomCoefficients:
+    """Read the coefficients of a random effect, or some of them.
+
+    Parameters
+    ----------
+    part
+        Only this part.
+    only
+        Only these entities; the others are not held in memory.
 
     Raises
     ------
@@ -103,7 +149,7 @@ def read_random(folder: Path, part: int | None = None) -> RandomCoefficients:
         If a file is missing or damaged.
     """
     files = _parts_in(folder) if part is None else [part_file(folder, part)]
-    table = _read_files(files, ["entity", "columns", "values"], ["variances", "hessian"])
+    table = _read_files(files, ["entity", "columns", "values"], ["variances", "hessian"], only)
     if len(files) > 1:  # each ascends, which together they need not
         order = pc.sort_indices(table["entity"])
         in_order = bool((np.diff(order.to_numpy()) == 1).all())
@@ -129,8 +175,18 @@ def _ragged(column: pa.ChunkedArray, kind: Any) -> tuple[NDArray[np.int64], Any]
     return ends, _to_numpy(lists.flatten(), kind)
 
 
-def read_parquet(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+def read_parquet(
+    file: Path,
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    only: pa.Array | None = None,
+) -> pa.Table:
     """Read columns of a file, the optional ones if it has them.
+
+    Parameters
+    ----------
+    only
+        Only rows whose first column is one of these.
 
     Raises
     ------
@@ -140,7 +196,12 @@ def read_parquet(file: Path, columns: Sequence[str], optional: Sequence[str] = (
     try:
         with pq.ParquetFile(file) as parquet:
             known = set(parquet.schema_arrow.names)
-            return parquet.read().select([*columns, *(c for c in optional if c in known)])
+            wanted = [*columns, *(c for c in optional if c in known)]
+            if only is None:
+                return parquet.read().select(wanted)
+            schema = pa.schema([parquet.schema_arrow.field(name) for name in wanted])
+            batches = (batch.select(wanted) for batch in parquet.iter_batches(_ROWS_PER_BATCH))
+            return pa.Table.from_batches((_among(batch, only) for batch in batches), schema)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ModelError(f"{file}: damaged or missing: {' '.join(str(error).split())}") from None
 
@@ -152,9 +213,18 @@ def _parts_in(folder: Path) -> list[Path]:
     return files
 
 
-def _read_files(files: Sequence[Path], columns: list[str], optional: list[str]) -> pa.Table:
-    parts = [read_parquet(file, columns, optional) for file in files]
+def _read_files(
+    files: Sequence[Path], columns: list[str], optional: list[str], only: pa.Array | None = None
+) -> pa.Table:
+    parts = [read_parquet(file, columns, optional, only) for file in files]
     return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _among(batch: pa.RecordBatch, keys: pa.Array) -> pa.RecordBatch:
+    own = batch.column(0)
+    if pa.types.is_integer(own.type) != pa.types.is_integer(keys.type):
+        return batch  # whoever looks them up says so
+    return batch.filter(pc.is_in(own.cast(keys.type), value_set=keys))
 
 
 def read_entities(file: Path, column: str) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from gdmix.data.feature_index import FeatureIndex
+from gdmix.errors import ModelError
 from gdmix.model.base import CoordinateModel, Reader
 from gdmix.model.coefficient_files import read_fixed, read_random
 from gdmix.model.custom import CustomModel, read_custom
@@ -40,7 +42,7 @@ def read_coordinate(
     ValueError
         If this gdmix knows no such type.
     """
-    reader = _READERS.get(entry["type"])
+    reader = _READERS.get(entry["type"]) or _reader_elsewhere(entry["type"])
     if reader is None:
         raise ValueError(f"unknown type of coordinate '{entry['type']}'; install a newer gdmix")
     return reader(folder, entry, indices)
@@ -63,6 +65,21 @@ def _read_linear(
         coefficients = replace(coefficients, variances=coefficients.variances * dispersion)
     return LinearModel(features, intercept, coefficients, entry["entity"], dispersion)
 
+
+def _reader_elsewhere(kind: str) -> Reader | None:
+    """Import the reader of a kind that lies above this layer, because of what it imports."""
+    module, _, name = _ELSEWHERE.get(kind, "").partition(":")
+    try:
+        return getattr(importlib.import_module(module), name) if module else None
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"a coordinate of type {kind} needs {error.name}, which is not installed: "
+            f"pip install 'gdmix[{kind}]'"
+        ) from None
+
+
+# By place: to import PyTorch is for those who read such a model (see .importlinter).
+_ELSEWHERE = {"deep": "gdmix.deep.model:read_deep"}
 
 _READERS: Mapping[str, Reader] = {
     "fixed_effect": _read_linear,

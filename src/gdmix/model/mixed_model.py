@@ -96,6 +96,23 @@ class TrainedModel:
             optional=frozenset(keys) - needed,
         )
 
+    def only(self, name: str) -> TrainedModel:
+        """Return the model of one coordinate alone, which needs no more of rows than it does.
+
+        Raises
+        ------
+        ModelError
+            If there is none of that name.
+        """
+        own = self._named(name)
+        return replace(
+            self,
+            bags={bag: self.bags[bag] for bag in own.features},
+            indices={bag: self.indices[bag] for bag in own.features},
+            coordinates={name: own},
+            derived={key: parts for key, parts in self.derived.items() if key in own.keys},
+        )
+
     def components(
         self, rows: Dataset, threads: int = 1, external: Mapping[str, Source] | None = None
     ) -> dict[str, F64]:

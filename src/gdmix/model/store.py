@@ -30,6 +30,7 @@ from gdmix.model.kinds import read_coordinate
 from gdmix.model.linear import LinearModel
 from gdmix.model.mixed_model import LOSSES, TrainedModel
 from gdmix.model.photon_avro import write_models
+from gdmix.model.stored import StoredModel
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -80,8 +81,13 @@ def write_model(
     write_json(_manifest(model, avro is not None), folder / MANIFEST)
 
 
-def read_model(folder: Path) -> TrainedModel:
+def read_model(folder: Path, stored: bool = False) -> TrainedModel:
     """Read a model folder.
+
+    Parameters
+    ----------
+    stored
+        Leave the coordinates' models on disk until someone looks at them.
 
     Raises
     ------
@@ -108,7 +114,9 @@ def read_model(folder: Path) -> TrainedModel:
             for name, bag in bags.items()
         }
         coordinates = {
-            name: read_coordinate(folder / name / "models", entry, indices)
+            name: (StoredModel if stored else read_coordinate)(
+                folder / name / "models", entry, indices
+            )
             for name, entry in manifest["coordinates"].items()
         }
         columns = ColumnRoles.model_validate(manifest["columns"])

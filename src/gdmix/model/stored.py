@@ -16,8 +16,10 @@ from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.write import link_files
 from gdmix.errors import OutputError
-from gdmix.model.base import CoordinateModel
+from gdmix.model.base import CoordinateModel, optional_keys
+from gdmix.model.coefficient_files import read_random
 from gdmix.model.kinds import read_coordinate
+from gdmix.model.linear import LinearModel
 
 F64 = NDArray[np.float64]
 
@@ -40,6 +42,10 @@ class StoredModel:
     entry: Mapping[str, Any]
     indices: Mapping[str, FeatureIndex] = field(default_factory=dict, repr=False)
 
+    def __reduce__(self) -> Any:
+        # Not what was loaded: who needs it can read it.
+        return StoredModel, (self.folder, self.entry, self.indices)
+
     @cached_property
     def loaded(self) -> CoordinateModel:
         """The model, read into memory.
@@ -51,6 +57,22 @@ class StoredModel:
         """
         return read_coordinate(self.folder, self.entry, self.indices)
 
+    def for_rows(self, rows: Dataset) -> CoordinateModel:
+        """Return the model as far as it scores these rows: their entities alone are read.
+
+        Raises
+        ------
+        ModelError
+            If a file is missing or damaged.
+        """
+        if self.type != "random_effect" or self.entry.get("format") == "avro":
+            return self.loaded
+        entity = str(self.entry["entity"])
+        coefficients = read_random(self.folder, only=rows.keys[entity].values)
+        features, intercept = tuple(self.entry["features"]), bool(self.entry["intercept"])
+        dispersion = float(self.entry.get("dispersion", 1.0))
+        return LinearModel(features, intercept, coefficients, entity, dispersion)
+
     @property
     def type(self) -> str:
         """The coordinate's type, as in a configuration."""
@@ -59,12 +81,24 @@ class StoredModel:
     @property
     def features(self) -> tuple[str, ...]:
         """Names of its feature bags."""
-        return self.loaded.features
+        return tuple(self.entry["features"]) if self._is_linear else self.loaded.features
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of the key columns that it needs of rows."""
-        return self.loaded.keys
+        if not self._is_linear:
+            return self.loaded.keys
+        entity = self.entry["entity"]
+        return () if entity is None else (entity,)
+
+    @property
+    def _is_linear(self) -> bool:
+        return self.type in ("fixed_effect", "random_effect")
+
+    @property
+    def optional_keys(self) -> frozenset[str]:
+        """Those of them that a row may lack."""
+        return optional_keys(self.loaded)
 
     def score(self, rows: Dataset, threads: int = 1) -> F64:
         """Return each row's score, (n,)."""

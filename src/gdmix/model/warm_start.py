@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gdmix.config import CoordinateSpec, Factorization, FixedEffect, ModelConfig, RandomEffect
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.errors import ConfigError, did_you_mean
-from gdmix.model.base import CoordinateModel
+from gdmix.model.base import CoordinateModel, Startable
 from gdmix.model.coefficients import FixedCoefficients
 from gdmix.model.factorization import FactorizationModel
 from gdmix.model.linear import LinearModel
@@ -59,7 +59,7 @@ def check_initial_model(model: TrainedModel, config: ModelConfig) -> None:
     if findings:
         raise ConfigError("\n".join(findings))
     for name in config.fitted.keys() & model.coordinates.keys():
-        if isinstance(model.coordinates[name], LinearModel | FactorizationModel):
+        if isinstance(model.coordinates[name], LinearModel | FactorizationModel | Startable):
             continue
         log.warning("initial model: coordinate '%s' is fitted anew: it can't be started from", name)
     for name in model.coordinates:
@@ -72,6 +72,8 @@ def _differences(spec: CoordinateSpec, model: CoordinateModel) -> Iterator[tuple
     if spec.type != model.type:
         yield "type", spec.type, model.type
         return
+    if isinstance(model, Startable):
+        yield from model.differences(spec)
     if isinstance(model, FactorizationModel) and isinstance(spec, Factorization):
         if spec.key_columns != model.keys:
             yield "entities", _listed(spec.key_columns), _listed(model.keys)
@@ -109,6 +111,8 @@ def all_aligned(
             result[name] = aligned(name, spec.bags, model, indices)
         elif isinstance(own, FactorizationModel) and isinstance(spec, Factorization):
             result[name] = _aligned_factors(own, spec, model.indices, indices)
+        elif isinstance(own, Startable):
+            result[name] = own.aligned(name, model.indices, indices)
     return result
 
 

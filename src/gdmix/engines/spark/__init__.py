@@ -1,0 +1,1 @@
+"""The same descent on Spark: rows, scores and models in partitions (extra ``spark``)."""

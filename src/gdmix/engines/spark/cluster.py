@@ -1,0 +1,105 @@
+"""Jobs: pieces of partitions through tasks, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from gdmix.engines.spark.exchange import Addressed, Piece, Pieces, contents, itself
+from gdmix.engines.spark.session import TaskErrors, slots
+
+if TYPE_CHECKING:
+    from pyspark import RDD, SparkContext
+    from pyspark.sql import SparkSession
+
+PartitionTask = Callable[[int, Iterable[Addressed]], Iterable[Addressed]]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Spark session, and how work is put to it."""
+
+    session: SparkSession
+
+    @property
+    def context(self) -> SparkContext:
+        """Where RDDs are made."""
+        return self.session.sparkContext
+
+    @cached_property
+    def errors(self) -> TaskErrors:
+        """Brings what users can mend from the tasks."""
+        return TaskErrors(self.session)
+
+    @cached_property
+    def slots(self) -> int:
+        """How many tasks run at once."""
+        return slots(self.session)
+
+    def map(self, pieces: Pieces, task: PartitionTask) -> Pieces:
+        """Return what a task makes of each partition's pieces, where they are."""
+        return pieces.mapPartitionsWithIndex(self.errors.guard(task), preservesPartitioning=True)
+
+    def send(self, pieces: Pieces, partitions: int) -> Pieces:
+        """Return the pieces where they are addressed to."""
+        # Pieces that are held to be at their places already would be left where they are.
+        return pieces.mapPartitions(_anywhere).partitionBy(partitions, itself)
+
+    def received(self, messages: RDD[tuple[int, bytes]], partitions: int) -> Pieces:
+        """Return pieces that were packed as bytes where they are addressed to."""
+        return self.send(messages.mapPartitions(_unpacked), partitions)
+
+    def on_each(self, partitions: int, task: Callable[[int], Iterator[Addressed]]) -> Pieces:
+        """Return what a task makes of each partition's number."""
+        numbers = self.context.parallelize(range(partitions), partitions)
+        return numbers.mapPartitions(self.errors.guard(partial(_by_number, task)))
+
+    def scattered(self, pieces: list[Addressed], partitions: int) -> Pieces:
+        """Return pieces of the driver where they are addressed to."""
+        return self.send(self.context.parallelize(pieces, max(1, len(pieces))), partitions)
+
+    def collect(self, pieces: Pieces) -> list[Any]:
+        """Return what is in pieces, which are few and small, in the order of their sources."""
+        return contents(self.errors.run(pieces.collect))
+
+    def settled(self, pieces: Pieces) -> Pieces:
+        """Return pieces that, once computed, no lost executor can take away."""
+        pieces.persist(self._level)
+        pieces.checkpoint()
+        return pieces
+
+    def kept(self, pieces: Pieces) -> Pieces:
+        """Return pieces that are kept once they are computed, in memory or on disk."""
+        return pieces.persist(self._level)
+
+    @property
+    def _level(self) -> Any:
+        from pyspark import StorageLevel
+
+        return StorageLevel.MEMORY_AND_DISK
+
+
+def _anywhere(pieces: Iterable[Addressed]) -> Iterable[Addressed]:
+    return pieces
+
+
+def _unpacked(messages: Iterable[tuple[int, bytes]]) -> Iterator[Addressed]:
+    for target, message in messages:
+        yield target, Piece.from_bytes(message)
+
+
+def _by_number(
+    task: Callable[[int], Iterator[Addressed]], numbers: Iterable[int]
+) -> Iterator[Addressed]:
+    for number in numbers:
+        yield from task(number)
+
+
+def united(*pieces: Pieces) -> Pieces:
+    """Return pieces that have the same partitions together, nothing moved."""
+    first, *others = pieces
+    for other in others:
+        first = first.union(other)
+    return first

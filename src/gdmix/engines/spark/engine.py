@@ -1,0 +1,654 @@
+"""The Spark engine: the same descent, the same functions, on the partitions of a cluster."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gdmix.config import (
+    JOINT,
+    AvroLayout,
+    CoordinateSpec,
+    ExternalScores,
+    FixedEffect,
+    ModelConfig,
+    RandomEffect,
+)
+from gdmix.coordinates.base import FitReport
+from gdmix.coordinates.estimators import estimators
+from gdmix.coordinates.recentring import ManyModels, recentre_many
+from gdmix.coordinates.regularization import Regularization, regularization
+from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
+from gdmix.data.dataset import Dataset, encode_rows
+from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
+from gdmix.data.feature_summary import FeatureSummary
+from gdmix.data.read import RowSource, Source
+from gdmix.data.schema import RowSchema
+from gdmix.data.validate import REPEATED, Findings, check_classes, counted
+from gdmix.engines.spark import partition_tasks as tasks
+from gdmix.engines.spark.cluster import Cluster, united
+from gdmix.engines.spark.coordinates import SparkCoordinate, Work
+from gdmix.engines.spark.exchange import Pieces, Placement, of_kind, piece
+from gdmix.engines.spark.fixed_effect import SparkFixedEffect, is_distributed
+from gdmix.engines.spark.partition_tasks import (
+    FACTS,
+    HEAD,
+    SCORE,
+    START,
+    TRAIN,
+    VALIDATION,
+    Facts,
+    Layout,
+    Reading,
+)
+from gdmix.engines.spark.scores import SparkScores
+from gdmix.engines.spark.session import check_session
+from gdmix.engines.spark.sources import SparkRows, open_spark_rows
+from gdmix.engines.spark.weights import GatheredWeights
+from gdmix.errors import ConfigError, DataError
+from gdmix.model.any_model import read_any_model
+from gdmix.model.base import CoordinateModel
+from gdmix.model.coefficients import RandomCoefficients
+from gdmix.model.external import ExternalModel
+from gdmix.model.linear import LinearModel
+from gdmix.model.mixed_model import LOSSES, TrainedModel
+from gdmix.model.stored import StoredModel
+from gdmix.model.warm_start import all_aligned, check_initial_model
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger("gdmix")
+
+_ROWS_PER_HOME = 250_000
+_ROWS_PER_PARTITION = 200_000
+_PARTITIONS_PER_SLOT = 2
+_HEAVY_SHARE = 0.25  # of a partition's rows: an entity of more is placed by hand
+
+
+class SparkEngine:
+    """Runs on a Spark cluster.
+
+    Parameters
+    ----------
+    session
+        A classic session (not Spark Connect).
+    partitions
+        Of a random effect; default: by the number of rows.
+    scratch
+        A folder that the driver and all executors reach by the same path. Default: a temporary
+        one, which will do where all of them are on this machine.
+
+    Raises
+    ------
+    ConfigError
+        If the session can't be used.
+    """
+
+    def __init__(
+        self,
+        session: SparkSession,
+        partitions: int | None = None,
+        scratch: str | Path | None = None,
+    ) -> None:
+        self._cluster = Cluster(check_session(session))
+        self._partitions = partitions
+        self._scratch = None if scratch is None else Path(scratch)
+
+    def __deepcopy__(self, memo: Any) -> SparkEngine:
+        """Return itself: a session can't be copied (scikit-learn's `clone` tries)."""
+        return self
+
+    def prepare(
+        self, config: ModelConfig, train: Source, validation: Source | None
+    ) -> SparkWorkspace:
+        """Read and check rows, index features, build coordinates."""
+        _check_supported(config, validation)
+        estimators(config, threads=1)
+        folder = self._folder()
+        rows = _read(self._cluster, config, train, validation)
+        return SparkWorkspace(self._cluster, config, rows, folder, self._partitions)
+
+    def _folder(self) -> Path:
+        """Return a folder of its own for a run; it goes when the engine does."""
+        if self._scratch is not None:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="gdmix-spark-", dir=self._scratch)).absolute()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._cluster.context.setCheckpointDir((folder / "checkpoints").as_uri())
+        return folder
+
+
+def _check_supported(config: ModelConfig, validation: Source | None) -> None:
+    """Refuse what can't be done on partitions.
+
+    Raises
+    ------
+    ConfigError
+        It says what to do instead.
+    """
+    instead = "use `engine: local`"
+    if config.solver == JOINT:
+        raise ConfigError(f"solver 'joint' needs all rows in one place; {instead}, or more passes")
+    for name, bag in config.used_features.items():
+        if bag.is_selected:
+            key = "min_count" if bag.min_count > 1 else "max_features"
+            raise ConfigError(
+                f"features.{name}.{key}: not on Spark; {instead}, or give a `feature_list`"
+            )
+    for name, spec in config.coordinates.items():
+        lacks = isinstance(spec, ExternalScores) and spec.validation is None
+        if lacks and validation is not None:
+            raise ConfigError(f"coordinates.{name}: needs `validation`: scores of those rows")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run on a cluster.
+
+    Attributes
+    ----------
+    home
+        Their pieces: `HEAD` and `BAGS` of each home partition.
+    homes
+        Number of these.
+    n_rows
+        Number of training rows.
+    has_validation
+        Whether there are validation rows.
+    indices
+        The feature index of each bag.
+    earlier
+        Models that the run starts from.
+    """
+
+    home: Pieces
+    homes: int
+    n_rows: int
+    has_validation: bool
+    indices: Mapping[str, FeatureIndex]
+    earlier: Mapping[str, CoordinateModel]
+
+
+def _read(cluster: Cluster, config: ModelConfig, train: Source, validation: Source | None) -> Rows:
+    sources = {TRAIN: open_spark_rows(cluster.session, train, "training data")}
+    initial = None
+    if config.earlier_model is not None:
+        types = {field.name: field.type for field in sources[TRAIN].schema}
+        initial = read_any_model(config.earlier_model, config, types)
+        check_initial_model(initial, config)
+    if validation is not None:
+        sources[VALIDATION] = open_spark_rows(cluster.session, validation, "validation data")
+    schema = RowSchema(
+        config.columns,
+        config.used_features,
+        config.entities,
+        config.group_columns,
+        derived=config.derived_entities,
+        optional=config.optional_entities,
+    )
+    counts = {role: rows.count(cluster.errors) for role, rows in sources.items()}
+    if not counts[TRAIN]:
+        raise DataError(f"{sources[TRAIN].label}: has no rows")
+    homes = max(cluster.slots, -(-sum(counts.values()) // _ROWS_PER_HOME))
+    readings = {}
+    for role, source in sources.items():
+        columns = schema.select(source.schema, source.label)
+        own = pa.schema([source.schema.field(c) for c in columns])
+        readings[role] = Reading(source.label, own, schema, config, homes)
+    while True:
+        indices = _index(cluster, readings[TRAIN], sources[TRAIN], initial)
+        home = _encoded(cluster, readings, sources, indices)
+        dropped = _settled(cluster, readings, home, counts)
+        if not dropped:
+            break
+        home.unpersist()
+        for role, numbers in dropped.items():
+            readings[role] = replace(readings[role], dropped=numbers)
+    earlier = {} if initial is None else all_aligned(config, initial, indices)
+    for bag, index in indices.items():
+        log.info("%s: bag '%s' has %s columns", sources[TRAIN].label, bag, f"{len(index):,}")
+    return Rows(home, homes, counts[TRAIN], validation is not None, indices, earlier)
+
+
+def _index(
+    cluster: Cluster, reading: Reading, source: SparkRows, initial: TrainedModel | None
+) -> dict[str, FeatureIndex]:
+    """Build the feature index of every bag from the training rows."""
+    config = reading.config
+    types = {f.name: f.type for f in reading.schema}
+    builders = {bag: FeatureIndexBuilder(spec, types) for bag, spec in reading.rows.bags.items()}
+    if any(builder.needs_rows for builder in builders.values()):
+        messages = source.map_tables(
+            partial(tasks.scan, reading), reading.schema.names, cluster.errors, numbered=True
+        )
+        for found in cluster.collect(cluster.received(messages, 1)):
+            for bag, builder in found.items():
+                builders[bag].merge(builder)
+    indices = {bag: builder.freeze() for bag, builder in builders.items()}
+    keeping = config.locked if config.prior is None else {**config.linear, **config.locked}
+    for name, spec in keeping.items():
+        for bag in spec.bags:
+            if (
+                initial is not None
+                and name in initial.coordinates
+                and config.features[bag].feature_list is None
+            ):
+                indices[bag] = indices[bag].extended(initial.indices[bag])
+    return indices
+
+
+def _encoded(
+    cluster: Cluster,
+    readings: Mapping[str, Reading],
+    sources: Mapping[str, SparkRows],
+    indices: Mapping[str, FeatureIndex],
+) -> Pieces:
+    """Return the rows as arrays at their homes, and facts of them."""
+    messages = [
+        sources[role].map_tables(
+            partial(tasks.encode, reading, role, indices),
+            reading.schema.names,
+            cluster.errors,
+            numbered=True,
+        )
+        for role, reading in readings.items()
+    ]
+    together = cluster.context.union(messages) if len(messages) > 1 else messages[0]
+    first = readings[TRAIN]
+    homes = first.homes
+    arrived = cluster.received(together, homes)
+    empty = _no_rows(first, indices)
+    return cluster.kept(cluster.map(arrived, partial(tasks.arrive, readings, empty)))
+
+
+def _no_rows(reading: Reading, indices: Mapping[str, FeatureIndex]) -> Dataset:
+    """Return no rows, of the right types."""
+    nothing = reading.schema.empty_table()
+    source = RowSource(
+        reading.label, reading.schema, lambda columns: iter([nothing.select(columns)])
+    )
+    return encode_rows(source, reading.rows, indices, reading.config.task, "off")[0]
+
+
+def _settled(
+    cluster: Cluster, readings: Mapping[str, Reading], home: Pieces, counts: dict[str, int]
+) -> dict[str, NDArray[np.int64]]:
+    """Check what was found in the rows; return the numbers of those to leave out, if there are any.
+
+    Raises
+    ------
+    DataError
+        With every finding.
+    """
+    facts: list[dict[str, Facts]] = cluster.collect(of_kind(home, FACTS))
+    dropped = {}
+    for role, reading in readings.items():
+        own = [f[role] for f in facts]
+        n = sum(f.n_rows for f in own)
+        config, names = reading.config, reading.schema.names
+        if config.validate_mode == "off":
+            continue
+        findings = _merged(reading, own)
+        labels = {config.columns.column(r) for r in ("response", "weight")}
+        if role == TRAIN and not findings.columns & labels:
+            _check_classes(config, own, findings)
+        keep = findings.settle(config.validate_mode, counts[role], names)
+        if keep is not None:
+            bad = np.flatnonzero(~keep)
+            for line in findings.lines(names):
+                log.warning(line)
+            log.warning(
+                "%s: dropped %s of %s", reading.label, f"{bad.size:,}", counted(counts[role])
+            )
+            if bad.size + reading.dropped.size >= counts[role]:
+                raise DataError(
+                    f"{reading.label}: no row is left after dropping those with findings"
+                )
+            dropped[role] = np.union1d(reading.dropped, bad)
+        else:
+            log.info("%s: %s", reading.label, counted(n))
+    return dropped
+
+
+def _merged(reading: Reading, facts: list[Facts]) -> Findings:
+    findings = Findings(reading.label)
+    for own in facts:
+        findings.merge(own.findings)
+    numbers, uids = (np.concatenate([f.again[k] for f in facts]) for k in (0, 1))
+    column = reading.rows.role_column("uid", reading.schema.names)
+    if numbers.size and column is not None:
+        order = np.argsort(numbers)
+        first = int(numbers[order[0]])
+        found = Findings(reading.label, pa.array(uids[order[:1]]), first)
+        found.add(column, REPEATED, numbers[order] - first)
+        findings.merge(found)
+    return findings
+
+
+def _check_classes(config: ModelConfig, facts: list[Facts], findings: Findings) -> None:
+    """Check the labels of all rows by what each home says of its own."""
+    classes = [any(f.classes[k] for f in facts) for k in (0, 1)]
+    labels = np.array(
+        [label for label, is_there in zip((1.0, 0.0), classes, strict=True) if is_there]
+    )
+    response = labels if labels.size else np.zeros(1)
+    weight = np.full(response.size, float(labels.size > 0))
+    check_classes(config.columns.column("response"), response, weight, config.task, findings)
+
+
+class SparkWorkspace:
+    """A configuration bound to rows of a cluster."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: ModelConfig,
+        rows: Rows,
+        folder: Path,
+        partitions: int | None,
+    ) -> None:
+        self._cluster, self._config, self._rows = cluster, config, rows
+        self._folder, self._work = folder, Work(folder)
+        self._heads = cluster.kept(of_kind(rows.home, HEAD))
+        judged = VALIDATION if rows.has_validation else TRAIN
+        self.scores = SparkScores(cluster, self._heads, rows.homes, config, judged)
+        # Before any work: a metric that can't be computed of these labels says so now.
+        self.scores.evaluate()
+        self._penalties = self._regularizations()
+        self._placements = self._placed(partitions)
+        self.coordinates: dict[str, SparkCoordinate] = {}
+        self.start: dict[str, CoordinateModel] = {}
+        self._held: dict[str, StoredModel] = {}
+        self._external: dict[str, CoordinateModel] = {}
+        for name, spec in config.coordinates.items():
+            if isinstance(spec, ExternalScores):
+                self._read_scores(name, spec)
+            elif name in config.fitted:
+                self._bind(name, spec, rows.earlier.get(name))
+            else:
+                self._lock(name, rows.earlier[name])
+        self.weights: GatheredWeights | None = None
+        if config.auto:
+            log.info("l2: auto: weights are estimated by one task, which holds all training rows")
+            args = cluster, config, rows.home, self.coordinates, self.scores
+            self.weights = GatheredWeights(*args)
+        rows.home.unpersist()
+
+    def _regularizations(self) -> dict[str, Regularization]:
+        config, indices, cluster = self._config, self._rows.indices, self._cluster
+        specs = config.linear
+        bags = sorted({b for s in specs.values() if s.normalization != "none" for b in s.bags})
+        summaries: dict[str, FeatureSummary] = {}
+        if bags:
+            found = cluster.collect(
+                cluster.map(self._rows.home, partial(tasks.summarize_bags, bags))
+            )
+            for bag in bags:
+                total = found[0][bag]
+                for own in found[1:]:
+                    total = total.plus(own[bag])
+                summaries[bag] = total.summary()
+        return {n: regularization(s, indices, summaries.__getitem__) for n, s in specs.items()}
+
+    def _placed(self, partitions: int | None) -> dict[str, Placement]:
+        """Decide where the entities of each random effect are fitted."""
+        config, rows, cluster = self._config, self._rows, self._cluster
+        specs = {n: s for n, s in config.fitted.items() if isinstance(s, RandomEffect)}
+        if not specs:
+            return {}
+        number = partitions or max(
+            _PARTITIONS_PER_SLOT * cluster.slots, -(-rows.n_rows // _ROWS_PER_PARTITION)
+        )
+        heavy = _HEAVY_SHARE * rows.n_rows / number
+        # The rows of an entity are spread over homes evenly, but for chance.
+        least = max(1.0, 0.5 * heavy / rows.homes)
+        keys = sorted({spec.key for spec in specs.values()})
+        task = partial(tasks.count_heavy, keys, least)
+        counts: dict[str, dict[int, int]] = {key: {} for key in keys}
+        for found in cluster.collect(cluster.map(self._heads, task)):
+            for key, own in found.items():
+                for entity, n in own.items():
+                    counts[key][entity] = counts[key].get(entity, 0) + n
+        return {
+            name: Placement.balanced(
+                number, rows.n_rows, {e: n for e, n in counts[spec.key].items() if n >= heavy}
+            )
+            for name, spec in specs.items()
+        }
+
+    def _layout(self, name: str, spec: CoordinateSpec) -> Layout:
+        bags, keys = spec.bags, spec.key_columns
+        if isinstance(spec, RandomEffect):
+            placement = self._placements[name]
+            return Layout(name, placement.partitions, spec.key, placement, bags, keys)
+        if self._is_distributed(name):
+            return Layout(name, self._cluster.slots, None, None, bags, keys)
+        log.info("%s: is fitted by one task, which holds all rows", name)
+        return Layout(name, 1, None, None, bags, keys)
+
+    def _is_distributed(self, name: str) -> bool:
+        config = self._config
+        has_prior = config.prior is not None and name in self._rows.earlier
+        return is_distributed(config.coordinates[name], self._penalties.get(name), has_prior)
+
+    def _bind(self, name: str, spec: CoordinateSpec, earlier: CoordinateModel | None) -> None:
+        cluster, rows = self._cluster, self._rows
+        layout = self._layout(name, spec)
+        parts = [
+            cluster.send(cluster.map(rows.home, partial(tasks.depart, layout)), layout.partitions)
+        ]
+        if earlier is not None:
+            parts.append(self._divided(layout, earlier))
+        indices = {} if isinstance(spec, RandomEffect | FixedEffect) else rows.indices
+        penalty = self._penalties.get(name)
+        folder = self._folder / "start"
+        task = partial(tasks.prepare, layout, self._config, indices, penalty, folder)
+        done = cluster.kept(cluster.map(united(*parts), task))
+        facts = cluster.collect(of_kind(done, FACTS))
+        uncovered = [f["uncovered"] for f in facts if "uncovered" in f]
+        make: Any = SparkCoordinate
+        if self._is_distributed(name):
+            assert isinstance(spec, FixedEffect)
+            make = partial(SparkFixedEffect, spec=spec)
+        coordinate: SparkCoordinate = make(
+            layout,
+            cluster,
+            self._heads,
+            rows.homes,
+            done,
+            self._work,
+            penalty,
+            np.any(uncovered, axis=0) if uncovered else None,
+        )
+        self.coordinates[name] = coordinate
+        if earlier is None:
+            return
+        own = coordinate.in_parts(folder / f"{name}.start", facts[0]["start"])
+        self.start[name] = own
+        held = folder / f"{name}.held"
+        if held.exists():
+            self._held[name] = StoredModel(held, earlier.describe())
+            arrived = cluster.send(of_kind(done, SCORE), rows.homes)
+            home = partial(tasks.come_home, replace(layout, name=f"{name} held"), True)
+            scores = cluster.settled(cluster.map(united(self._heads, arrived), home))
+            self.scores.hold(f"{name} held", scores, sum(f["held"] for f in facts))
+
+    def _divided(self, layout: Layout, earlier: CoordinateModel) -> Pieces:
+        """Return an earlier model where its entities are fitted."""
+        pieces = [(target, piece(START, 0, part)) for target, part in _parts_of(layout, earlier)]
+        return self._cluster.scattered(pieces, layout.partitions)
+
+    def _lock(self, name: str, model: CoordinateModel) -> None:
+        """Hold a whole model, and its scores."""
+        folder = self._folder / "locked" / name
+        folder.mkdir(parents=True)
+        model.write(folder)
+        stored = StoredModel(folder, model.describe())
+        self._held[name] = stored
+        penalty = 0.0
+        if isinstance(model, LinearModel):
+            penalty = self._penalties[name].term(model.coefficients)
+        self._hold_at_home(name, stored, penalty)
+
+    def _read_scores(self, name: str, spec: ExternalScores) -> None:
+        model = ExternalModel(spec.uid, spec.score, spec.missing)
+        self._external[name] = model
+        by_role = {TRAIN: replace(model, source=spec.train)}
+        if spec.validation is not None:
+            by_role[VALIDATION] = replace(model, source=spec.validation)
+        self._hold_at_home(name, by_role, 0.0)
+
+    def _hold_at_home(self, name: str, model: Any, penalty: float) -> None:
+        task = partial(tasks.score_at_home, name, model)
+        self.scores.hold(
+            name, self._cluster.settled(self._cluster.map(self._rows.home, task)), penalty
+        )
+
+    def recentre(self, models: Mapping[str, CoordinateModel]) -> dict[str, CoordinateModel]:
+        """Move what random effects share into the fixed effects."""
+        sizes = {bag: len(index) for bag, index in self._rows.indices.items()}
+        fixed, many, weights, uncovered = {}, {}, {}, {}
+        for name, model in models.items():
+            coordinate, spec = self.coordinates[name], self._config.coordinates[name]
+            penalty = coordinate.regularization
+            if penalty is None or not penalty.is_linear or self._config.prior is not None:
+                continue
+            weights[name] = penalty.weight
+            if isinstance(spec, FixedEffect):
+                loaded = model.loaded if isinstance(model, StoredModel) else model
+                assert isinstance(loaded, LinearModel)
+                fixed[name] = loaded
+            elif isinstance(spec, RandomEffect):
+                many[name] = _InParts(coordinate, coordinate.own(model))
+                if coordinate.uncovered is not None:
+                    uncovered[name] = coordinate.uncovered
+        new_fixed, new_many = recentre_many(fixed, many, weights, sizes, uncovered)
+        moved: dict[str, CoordinateModel] = {
+            name: m.model for name, m in new_many.items() if isinstance(m, _InParts)
+        }
+        stored = {name: self.coordinates[name].own(m) for name, m in new_fixed.items()}
+        return {**models, **stored, **moved}
+
+    def fit_jointly(
+        self, models: Mapping[str, CoordinateModel]
+    ) -> tuple[dict[str, CoordinateModel], FitReport]:
+        """Refuse: it needs all rows in one place."""
+        raise ConfigError("solver 'joint' needs all rows in one place; use `engine: local`")
+
+    def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
+        """Put coordinates together with what scoring needs."""
+        config = self._config
+        models = self._with_uncertainty(models)
+        whole: dict[str, CoordinateModel] = {}
+        for name in config.coordinates:
+            if name in self._external:
+                whole[name] = self._external[name]
+            elif name not in self._held:
+                whole[name] = models[name]
+            elif name not in models:
+                whole[name] = self._held[name]
+            else:
+                whole[name] = self._joined(name, self.coordinates[name].own(models[name]))
+        return TrainedModel(
+            config.task,
+            config.columns,
+            config.used_features,
+            self._rows.indices,
+            whole,
+            config.derived_entities,
+        )
+
+    def _joined(self, name: str, fitted: StoredModel) -> StoredModel:
+        """Return the parts of a fitted model and those of the entities that have no rows."""
+        folder = self._work.new(name)
+        fitted.write(folder)
+        first = len(list(folder.iterdir()))
+        for number, file in enumerate(sorted(self._held[name].folder.iterdir())):
+            shutil.copy(file, folder / f"part-{first + number:05d}.parquet")
+        entry = {k: v for k, v in fitted.entry.items() if k != "layout"}
+        return self._work.model(folder, entry)
+
+    def _with_uncertainty(
+        self, models: Mapping[str, CoordinateModel]
+    ) -> dict[str, CoordinateModel]:
+        """Add the variances and Hessians that were asked for."""
+        config = self._config
+        specs = {n: s for n, s in config.fitted_linear.items() if n in self.coordinates}
+        if not any(kinds_of(spec) for spec in specs.values()):
+            return dict(models)
+        for name, model in models.items():
+            self.scores.put(name, self.coordinates[name].score(model))
+        known = with_uncertainty(
+            {name: self.coordinates[name] for name in specs},
+            specs,
+            {name: models[name] for name in specs},
+            {name: self.scores.total_without(name) for name in specs},
+            LOSSES[config.task],
+            self.scores.residual(),
+            lambda name, model, factor: self.coordinates[name].with_dispersion(model, factor),
+        )
+        return {**models, **known}
+
+    def write_scores(
+        self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
+    ) -> None:
+        """Write every coordinate's scores of the final models, a part from each home."""
+        if avro is not None:
+            raise ConfigError("format: avro: not on Spark; write Parquet, then `gdmix convert`")
+        names: dict[str, list[str]] = {}
+        for name in self._config.coordinates:
+            names[name] = []
+            if name in models:
+                self.scores.put(name, self.coordinates[name].score(models[name]))
+                names[name].append(name)
+            if name in self._external or name in self._held:
+                names[name].append(f"{name} held" if name in models else name)
+        task = partial(tasks.write_home_scores, self._config, names, folder.absolute())
+        self._cluster.collect(self._cluster.map(self.scores.at_home(), task))
+
+
+@dataclass(frozen=True)
+class _InParts:
+    """The models of a random effect, in the parts of its layout."""
+
+    coordinate: SparkCoordinate
+    model: StoredModel
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(self.model.entry["features"])
+
+    @property
+    def intercept(self) -> bool:
+        return bool(self.model.entry["intercept"])
+
+    def column_totals(self, width: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        return self.coordinate.column_totals(self.model, width)
+
+    def shifted(self, by_column: NDArray[np.float64]) -> ManyModels:
+        return _InParts(self.coordinate, self.coordinate.shifted(self.model, by_column))
+
+
+def _parts_of(layout: Layout, model: CoordinateModel) -> Iterator[tuple[int, CoordinateModel]]:
+    """Yield what each partition gets of an earlier model."""
+    if layout.placement is None or not isinstance(model, LinearModel):
+        yield 0, model
+        return
+    coefficients = model.coefficients
+    assert isinstance(coefficients, RandomCoefficients)
+    targets = layout.placement.of_values(coefficients.entities)
+    for target in range(layout.partitions):
+        chosen = np.flatnonzero(targets == target)
+        yield target, replace(model, coefficients=coefficients.take(chosen))

@@ -1,0 +1,230 @@
+"""How rows and numbers travel: a few large pieces between partitions, never a row at a time.
+
+Every RDD here holds pairs (partition, piece) and is divided by that partition. So the union of
+two that have as many partitions moves nothing: partition p of the union is partition p of the
+one, then of the other. A shuffle happens where pieces are addressed to other partitions, only.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gdmix.data.keys import Keys
+from gdmix.data.partition import key_hashes
+from gdmix.errors import EngineError
+
+if TYPE_CHECKING:
+    from pyspark import RDD
+
+    Pieces = RDD["Addressed"]
+else:
+    Pieces = Any
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something on its way.
+
+    Attributes
+    ----------
+    kind
+        What it is.
+    source
+        The partition that it comes from.
+    payload
+        It, packed.
+    """
+
+    kind: str
+    source: int
+    payload: bytes
+
+    def open(self) -> Any:
+        """Return what is in it."""
+        return pickle.loads(self.payload)
+
+    def to_bytes(self) -> bytes:
+        """Return it as one string of bytes."""
+        return b"%s|%d|%b" % (self.kind.encode(), self.source, self.payload)
+
+    @staticmethod
+    def from_bytes(data: bytes | bytearray) -> Piece:
+        """Return what `to_bytes` has packed."""
+        kind, source, payload = bytes(data).split(b"|", 2)
+        return Piece(kind.decode(), int(source), payload)
+
+
+Addressed = tuple[int, Piece]
+Task = Callable[..., Iterator[Addressed]]
+
+
+def piece(kind: str, source: int, content: Any) -> Piece:
+    """Pack something."""
+    return Piece(kind, source, pickle.dumps(content, protocol=5))
+
+
+def itself(partition: int) -> int:
+    """Return the partition that a piece is addressed to; one function, so that unions are local."""
+    return partition
+
+
+def opened(pieces: Iterable[Addressed]) -> dict[str, dict[int, Any]]:
+    """Return the contents of pieces by kind and, ascending, by source."""
+    found: dict[str, dict[int, Any]] = {}
+    for _, own in pieces:
+        found.setdefault(own.kind, {})[own.source] = own.open()
+    return {kind: dict(sorted(of.items())) for kind, of in found.items()}
+
+
+def of_kind(pieces: Pieces, *kinds: str) -> Pieces:
+    """Return the pieces of some kinds, where they are."""
+    return pieces.filter(partial(_is_of, kinds))
+
+
+def _is_of(kinds: tuple[str, ...], addressed: Addressed) -> bool:
+    return addressed[1].kind in kinds
+
+
+def contents(pieces: Iterable[Addressed]) -> list[Any]:
+    """Return what is in pieces, in the order of their sources."""
+    return [p.open() for _, p in sorted(pieces, key=lambda addressed: addressed[1].source)]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which partition an entity's rows go to: by a hash, but for heavy ones, which are balanced.
+
+    Attributes
+    ----------
+    partitions
+        Number of partitions.
+    heavy
+        Hashes of the heavy entities, ascending.
+    targets
+        Their partitions.
+    """
+
+    partitions: int
+    heavy: U64
+    targets: NDArray[np.int32]
+
+    def of_values(self, values: pa.Array) -> NDArray[np.int32]:
+        """Return the partition of each entity."""
+        hashes = key_hashes(values)
+        result = (hashes % np.uint64(self.partitions)).astype(np.int32)
+        if self.heavy.size:
+            place = np.minimum(np.searchsorted(self.heavy, hashes), self.heavy.size - 1)
+            found = self.heavy[place] == hashes
+            result[found] = self.targets[place[found]]
+        return result
+
+    def of_rows(self, keys: Keys, home: int) -> NDArray[np.int32]:
+        """Return the partition of each row; one without an entity goes anywhere."""
+        nowhere = np.int32(home % self.partitions)
+        return np.append(self.of_values(keys.values), nowhere)[keys.codes]
+
+    @staticmethod
+    def balanced(partitions: int, n_rows: int, heavy: dict[int, int]) -> Placement:
+        """Place heavy entities, the heaviest first, where the least rows are (Graham 1969).
+
+        Parameters
+        ----------
+        heavy
+            Hash of an entity to its number of rows.
+        """
+        rest = n_rows - sum(heavy.values())
+        load = np.full(partitions, rest / partitions)
+        targets: dict[int, int] = {}
+        for key, count in sorted(heavy.items(), key=lambda entry: (-entry[1], entry[0])):
+            targets[key] = int(load.argmin())
+            load[targets[key]] += count
+        hashes = np.array(sorted(heavy), np.uint64)
+        places = np.array([targets[int(h)] for h in hashes], np.int32)
+        return Placement(partitions, hashes, places)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The rows of a home partition by where they go.
+
+    Attributes
+    ----------
+    order
+        (n,) rows by target, in their order within each.
+    ends
+        (targets + 1,) the slice of `order` of each target.
+    """
+
+    order: I64
+    ends: I64
+
+    @staticmethod
+    def to(targets: NDArray[np.int32], partitions: int) -> Route:
+        """Return the route of rows that have a target each."""
+        # Numbers of 16 bits are sorted by their digits, in linear time.
+        small = targets.astype(np.uint16) if partitions <= 2**16 else targets
+        counts = np.bincount(targets, minlength=partitions)
+        return Route(np.argsort(small, kind="stable"), np.concatenate([[0], np.cumsum(counts)]))
+
+    def rows(self, target: int) -> I64:
+        """Return the rows that go to a target."""
+        return self.order[self.ends[target] : self.ends[target + 1]]
+
+    @property
+    def targets(self) -> I64:
+        """The targets that get rows."""
+        return np.flatnonzero(np.diff(self.ends))
+
+    def back(self, parts: dict[int, F64], what: str) -> F64:
+        """Return each row's number, (n,), from what the targets sent.
+
+        Raises
+        ------
+        EngineError
+            If one of them sent none, or not as many as rows went there.
+        """
+        result = np.empty(self.order.size)
+        for target in self.targets:
+            own, rows = parts.get(int(target)), self.rows(int(target))
+            if own is None or own.size != rows.size:
+                came = 0 if own is None else own.size
+                raise EngineError(
+                    f"{what}: {came:,} numbers came back for {rows.size:,} rows: "
+                    "pieces were lost between partitions"
+                )
+            result[rows] = own
+        return result
+
+
+def in_order(sizes: Sequence[tuple[int, int]], parts: dict[int, F64], what: str) -> F64:
+    """Return numbers of a partition's rows one after another, as their homes sent them.
+
+    Parameters
+    ----------
+    sizes
+        Home partition and number of rows that came from there, in order.
+
+    Raises
+    ------
+    EngineError
+        If the numbers are not those of these rows.
+    """
+    came = {home: parts[home].size for home in parts if parts[home].size}
+    if came != {home: n for home, n in sizes if n}:
+        raise EngineError(
+            f"{what}: numbers of {sum(came.values()):,} rows came for "
+            f"{sum(n for _, n in sizes):,}: pieces were lost between partitions"
+        )
+    return np.concatenate([np.empty(0), *(parts[home] for home, n in sizes if n)])
