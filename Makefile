@@ -4,10 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help movielens test lint slow benchmark clean
+.PHONY: help movielens movielens-spark test lint slow benchmark clean
 
 help:
 	@echo "make movielens   install, fetch MovieLens-100k, train, print metrics per coordinate"
+	@echo "make movielens-spark  the same on Spark, on all cores of this machine (needs Java 17)"
 	@echo "make test        install the dev extras, lint, check types and layers, test"
 	@echo "make slow        the tests that take minutes"
 	@echo "make benchmark   compare the solvers with what else one would use"
@@ -23,6 +24,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/installed $(VENV)/installed-spark
+
+$(VENV)/installed-spark: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[spark]'
 	@touch $@ $(VENV)/installed
 
 movielens: $(VENV)/installed
@@ -31,6 +36,16 @@ movielens: $(VENV)/installed
 	$(BIN)/gdmix train movielens/movielens.yaml --overwrite --quiet
 	$(BIN)/gdmix train movielens/movielens_auto.yaml --overwrite
 	$(BIN)/gdmix compare runs/movielens-gdmix runs/movielens runs/movielens-auto
+
+# The same configurations, the same table; see docs/spark.md.
+ON_SPARK = --engine spark --overwrite
+movielens-spark: $(VENV)/installed-spark
+	@$(BIN)/python -c 'import sys; sys.tracebacklimit = 0; from gdmix.engines.spark.session import check_java; check_java()'
+	$(BIN)/gdmix example movielens movielens
+	$(BIN)/gdmix train movielens/movielens_gdmix.yaml --output runs/movielens-gdmix-spark $(ON_SPARK) --quiet
+	$(BIN)/gdmix train movielens/movielens.yaml --output runs/movielens-spark $(ON_SPARK) --quiet
+	$(BIN)/gdmix train movielens/movielens_auto.yaml --output runs/movielens-auto-spark $(ON_SPARK)
+	$(BIN)/gdmix compare runs/movielens-gdmix-spark runs/movielens-spark runs/movielens-auto-spark
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

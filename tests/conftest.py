@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytest_plugins = ["spark_fixtures"]
+
 CONFIG = """\
 task: logistic_regression
 data: {train: train.parquet, validation: validation.parquet}

@@ -20,8 +20,8 @@ from gdmix import RunConfig, __version__, cli
 from gdmix.data import movielens
 from gdmix.runs import run
 
-COMMANDS = ("train", "tune", "score", "evaluate", "inspect", "compare", "features", "warmup",
-            "example", "convert")  # fmt: skip
+COMMANDS = ("train", "tune", "score", "encode", "evaluate", "inspect", "compare", "features",
+            "warmup", "example", "convert")  # fmt: skip
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -242,6 +242,8 @@ def test_after_warmup_nothing_is_left_to_compile(project: Path, train_rows: pa.T
          "coordinates.per-item.normalization=scale_by_max"),
         ("train", "run.yaml", "-o", "runs/factors", "--set", "coordinates.taste="
          "{type: factorization, entities: [user, item], features: {user: row}}"),
+        ("train", "run.yaml", "-o", "runs/deep", "--set", "coordinates.global="
+         "{type: deep, categorical: kind, wide: [row, more], training: {steps: 3}}"),
         ("features", "run.yaml", "--weighted", "--quiet"),
         ("tune", "run.yaml", "--trials", "2", "--set", "tune.folds=2"),
         ("convert", "rows", "train.parquet", "-o", "t.tfrecord"),

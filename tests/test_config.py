@@ -255,9 +255,9 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
         ),
         [
             "coordinates.global: unknown type 'fixed_effects' (did you mean 'fixed_effect'?); "
-            "known: fixed_effect, random_effect, factorization, custom, external_scores",
+            "known: fixed_effect, random_effect, factorization, deep, custom, external_scores",
             "coordinates.per-day.x: needs `type`: one of fixed_effect, random_effect, "
-            "factorization, custom, external_scores",
+            "factorization, deep, custom, external_scores",
         ],
     ),
     "shapes": (

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
         RandomEffect,
         RunConfig,
     )
-    from gdmix.errors import ConfigError, DataError, GdmixError, ModelError, OutputError
+    from gdmix.errors import (
+        ConfigError,
+        DataError,
+        EngineError,
+        GdmixError,
+        ModelError,
+        OutputError,
+    )
     from gdmix.estimator import MixedModel
     from gdmix.tuning import tune
 
@@ -37,6 +44,7 @@ _HOMES = {
     "GdmixError": "gdmix.errors",
     "ConfigError": "gdmix.errors",
     "DataError": "gdmix.errors",
+    "EngineError": "gdmix.errors",
     "ModelError": "gdmix.errors",
     "OutputError": "gdmix.errors",
 }
@@ -46,6 +54,7 @@ __all__ = [
     "CustomEffect",
     "DataError",
     "DeepFixedEffect",
+    "EngineError",
     "ExternalScores",
     "Factorization",
     "FixedEffect",

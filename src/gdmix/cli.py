@@ -389,7 +389,7 @@ def encode(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write rows with a column of a deep coordinate's vectors, which can be a feature bag."""
+    """Write rows with a column of a deep coordinate's vectors."""
     from gdmix.encoding import encode_to_file
 
     mode = _validate_mode(validate)

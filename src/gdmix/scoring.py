@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from gdmix.config import DEFAULT_METRICS, ModelConfig, SparkConfig, Task, Valida
 from gdmix.data.dataset import load_rows
 from gdmix.data.join import join_rows
 from gdmix.data.read import open_rows
-from gdmix.data.score_files import read_scores, score_tables, write_scores
+from gdmix.data.score_files import read_scores, score_tables, without, write_scores
 from gdmix.errors import ConfigError, did_you_mean
 from gdmix.evaluation.evaluate import evaluate
 from gdmix.glm.losses import inverse_link
@@ -85,6 +85,7 @@ def score_to_file(
         linear = drawn(model, rows, sample).linear
         parts |= {name: coordinate.score(rows, threads) for name, coordinate in linear.items()}
         columns["sample"] = inverse_link(model.loss, sum(parts.values(), rows.offset))
+    rows = replace(rows, keys=without(rows.keys, model.text_keys))
     path = write_scores(score_tables(rows, model.task, total, columns), output)
     return Scored(path, rows.n_rows)
 

@@ -75,7 +75,7 @@ def test_files_in_many_pieces(tmp_path: Path) -> None:
 def test_rows_without_a_score() -> None:
     some = {"uid": [3, 50], "score": [1.5, 2.0]}
     assert message(some) == [
-        "training data: 3 rows with no score in scores (first: uid 7, 12, -5); "
+        "training data: 3 rows with no score in scores (first: uid -5, 7, 12); "
         "`missing: zero` scores them 0"
     ]
     assert read(some, missing="zero") == [0.0, 1.5, 0.0, 0.0]

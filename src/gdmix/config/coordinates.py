@@ -156,6 +156,11 @@ class _Named(Strict):
         """Those of its keys that a row may lack."""
         return frozenset()
 
+    @property
+    def text_keys(self) -> frozenset[str]:
+        """Those of its keys that are texts, rather than what rows belong to."""
+        return frozenset()
+
     def place_of(self, bag: str) -> str:
         """Return the key of its configuration that a bag is named under."""
         return "features"

@@ -256,7 +256,7 @@ class DeepFixedEffect(_Named, _Inputs):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All columns of text."""
+        """Columns of text."""
         return tuple(column for part in self.parts.values() for column in part.text)
 
     @property
@@ -307,6 +307,11 @@ class DeepFixedEffect(_Named, _Inputs):
     def optional_keys(self) -> frozenset[str]:
         """Keys that a row may lack: a text is empty then, a value one that nobody has seen."""
         return frozenset(self.key_columns) - {self.group}
+
+    @property
+    def text_keys(self) -> frozenset[str]:
+        """Those of them that are nothing but texts."""
+        return frozenset(self.texts) - self.keyed_inputs.keys() - {self.group}
 
     @property
     def derived_entities(self) -> dict[str, tuple[EntityPart, ...]]:

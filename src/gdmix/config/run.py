@@ -403,6 +403,13 @@ class ModelConfig(Strict):
         return frozenset(self.entities) - needed
 
     @property
+    def text_keys(self) -> frozenset[str]:
+        """Those of them that are nothing but texts: no columns of score files."""
+        specs = self.coordinates.values()
+        others = {key for s in specs for key in s.key_columns if key not in s.text_keys}
+        return frozenset(self.entities) - others - set(self.group_columns)
+
+    @property
     def random_effects(self) -> list[RandomEffect]:
         """The random effects, in order."""
         return [s for s in self.coordinates.values() if isinstance(s, RandomEffect)]

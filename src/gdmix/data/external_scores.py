@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from gdmix import memory
 from gdmix.data.dataset import Dataset
 from gdmix.data.keys import as_int64
-from gdmix.data.read import RowSource, Source, open_rows
+from gdmix.data.read import Source, open_rows
 from gdmix.data.schema import is_scalar_number
 from gdmix.data.validate import as_floats, counted
 from gdmix.errors import DataError, did_you_mean
@@ -25,6 +26,26 @@ log = logging.getLogger("gdmix")
 
 SCORE_COLUMNS = ("predictionScore", "score")
 _EXAMPLES = 3
+_OF_SCORES = _NO_UID, _NOT_FINITE, _REPEATED = (
+    "no uid",
+    "no finite score",
+    "the uid of an earlier score",
+)
+_LACKING = "no score"
+
+Missing = Literal["error", "zero"]
+
+
+class HasColumns(Protocol):
+    """Rows that lie somewhere."""
+
+    @property
+    def label(self) -> str:
+        """What messages call them."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Their columns."""
 
 
 def read_external_scores(
@@ -32,7 +53,7 @@ def read_external_scores(
     rows: Dataset,
     uid: str,
     score: str | None,
-    missing: Literal["error", "zero"],
+    missing: Missing,
 ) -> F64:
     """Return the score of each row, (n,).
 
@@ -49,61 +70,121 @@ def read_external_scores(
         Where ids or scores are missing, not finite, or stand twice: how many, and the first.
     """
     opened = open_rows(source, "scores")
-    columns = [uid, _score_column(opened, score)]
-    _check_columns(opened, *columns)
+    columns = score_columns(opened, uid, score)
+    scores, findings = match_scores(_numbered(opened.stream(columns)), rows)
+    findings.settle(opened.label, rows.label, missing)
+    return scores
+
+
+def score_columns(source: HasColumns, uid: str, score: str | None) -> list[str]:
+    """Return the columns of ids and of scores of a source.
+
+    Raises
+    ------
+    DataError
+        If it lacks one, or has one of another type.
+    """
+    columns = [uid, _score_column(source, score)]
+    _check_columns(source, *columns)
+    return columns
+
+
+def match_scores(
+    batches: Iterable[tuple[I64, pa.RecordBatch]], rows: Dataset
+) -> tuple[F64, ScoreFindings]:
+    """Find the score of each row, (n,); what is wrong with them is returned, not raised.
+
+    Parameters
+    ----------
+    batches
+        Ids and scores, and the number of each of them in its source.
+
+    Raises
+    ------
+    DataError
+        If the rows' ids are not unique.
+    """
     ids, order = _sorted_ids(rows)
     result, found = memory.zeros(rows.n_rows), memory.zeros(rows.n_rows, np.bool_)
-    findings = _Findings()
-    for table in opened.stream(columns):
+    findings = ScoreFindings()
+    for numbers, batch in batches:
+        given, scores = batch.columns
+        own, place = _place(given, ids, order)
+        values = as_floats(scores, np.nan)
+        findings.add(_NO_UID, numbers[_nulls(given)])
+        odd = (place >= 0) & ~np.isfinite(values)
+        findings.add(_NOT_FINITE, numbers[odd], own[odd])
+        known = np.flatnonzero(place >= 0)
+        own, place, numbers = own[known], place[known], numbers[known]
+        again = found[place] | _repeats(place)
+        findings.add(_REPEATED, numbers[again], own[again])
+        result[place], found[place] = values[known], True
+    lacking = np.sort(rows.uid[~found])
+    findings.add(_LACKING, lacking, lacking)
+    return result, findings
+
+
+def _numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[I64, pa.RecordBatch]]:
+    first = 0
+    for table in tables:
         for batch in table.to_batches():
-            own, place = _place(batch, columns[0], ids, order, findings)
-            values = as_floats(batch.column(columns[1]), np.nan)
-            findings.add("no finite score", own[(place >= 0) & ~np.isfinite(values)])
-            known = np.flatnonzero(place >= 0)
-            own, place = own[known], place[known]
-            findings.add("the uid of an earlier score", own[found[place] | _repeats(place)])
-            result[place], found[place] = values[known], True
-    findings.check(opened.label, "score")
-    lacking = rows.uid[~found]
-    if lacking.size and missing == "zero":
-        log.info("%s: %s without a score in %s", rows.label, counted(lacking.size), opened.label)
-    elif lacking.size:
-        of_rows = _Findings()
-        of_rows.add(f"no score in {opened.label}", lacking)
-        of_rows.check(rows.label, "row", "; `missing: zero` scores them 0")
-    return result
+            yield np.arange(first, first + batch.num_rows), batch
+            first += batch.num_rows
 
 
-class _Findings:
-    """Ids by what is wrong with them."""
+class ScoreFindings:
+    """What is wrong with scores and rows: how many there are of each fault, and the first."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[int]] = {}
+        self._counts = dict.fromkeys((*_OF_SCORES, _LACKING), 0)
+        self._first: dict[str, list[tuple[int, int]]] = {what: [] for what in self._counts}
 
-    def add(self, what: str, ids: I64) -> None:
-        if ids.size:
-            self.count(what, ids.size)
-            known = self._examples.setdefault(what, [])
-            known += ids[: _EXAMPLES - len(known)].tolist()
+    def add(self, what: str, order: I64, ids: I64 | None = None) -> None:
+        """Note faults, with what they are ordered by and the ids of those that have one."""
+        self._counts[what] += order.size
+        if ids is not None:
+            head = slice(_EXAMPLES)
+            self._note(what, zip(order[head].tolist(), ids[head].tolist(), strict=True))
 
-    def count(self, what: str, n: int) -> None:
-        if n:
-            self._counts[what] = self._counts.get(what, 0) + n
+    def merge(self, other: ScoreFindings) -> None:
+        """Add what was found elsewhere, with other rows of the same source."""
+        for what, count in other._counts.items():
+            self._counts[what] += count
+            self._note(what, other._first[what])
 
-    def check(self, label: str, noun: str, mend: str = "") -> None:
-        """Raise what was found."""
-        lines = []
-        for what, count in self._counts.items():
-            examples = ", ".join(map(str, self._examples.get(what, ())))
-            first = f" (first: uid {examples})" if examples else ""
-            plural = "" if count == 1 else "s"
-            lines.append(f"{label}: {count:,} {noun}{plural} with {what}{first}{mend}")
+    def _note(self, what: str, examples: Iterable[tuple[int, int]]) -> None:
+        self._first[what] = sorted([*self._first[what], *examples])[:_EXAMPLES]
+
+    def settle(self, scores: str, rows: str, missing: Missing) -> None:
+        """Raise what was found.
+
+        Parameters
+        ----------
+        scores, rows
+            What messages call them.
+
+        Raises
+        ------
+        DataError
+            With a line for each fault.
+        """
+        lines = [self._line(what, scores, "score") for what in _OF_SCORES if self._counts[what]]
         if lines:
             raise DataError(lines)
+        lacking = self._counts[_LACKING]
+        if lacking and missing == "zero":
+            log.info("%s: %s without a score in %s", rows, counted(lacking), scores)
+        elif lacking:
+            line = self._line(_LACKING, rows, "row", f" in {scores}")
+            raise DataError(f"{line}; `missing: zero` scores them 0")
+
+    def _line(self, what: str, label: str, noun: str, where: str = "") -> str:
+        count, examples = self._counts[what], ", ".join(str(uid) for _, uid in self._first[what])
+        first = f" (first: uid {examples})" if examples else ""
+        return f"{label}: {count:,} {noun}{'' if count == 1 else 's'} with {what}{where}{first}"
 
 
-def _score_column(source: RowSource, score: str | None) -> str:
+def _score_column(source: HasColumns, score: str | None) -> str:
     names = source.schema.names
     found = score or next((c for c in SCORE_COLUMNS if c in names), None)
     if found is None:
@@ -112,7 +193,7 @@ def _score_column(source: RowSource, score: str | None) -> str:
     return found
 
 
-def _check_columns(source: RowSource, uid: str, score: str) -> None:
+def _check_columns(source: HasColumns, uid: str, score: str) -> None:
     findings = []
     for column, role in ((uid, "uid"), (score, "score")):
         if column not in source.schema.names:
@@ -142,21 +223,21 @@ def _sorted_ids(rows: Dataset) -> tuple[I64, I64 | None]:
     return in_order, order
 
 
-def _place(
-    batch: pa.RecordBatch, column: str, ids: I64, order: I64 | None, findings: _Findings
-) -> tuple[I64, I64]:
+def _place(given: pa.Array, ids: I64, order: I64 | None) -> tuple[I64, I64]:
     """Return ids and the row of each; -1 where it is none of the rows."""
-    given = batch.column(column)
-    findings.count("no uid", given.null_count)
     own, beyond = as_int64(given)
     if not ids.size:
         return own, np.full(own.size, -1)
     place = np.minimum(np.searchsorted(ids, own), ids.size - 1)
-    known = (ids[place] == own) & given.is_valid().to_numpy(zero_copy_only=False)
+    known = (ids[place] == own) & ~_nulls(given)
     known[beyond] = False
     if order is not None:
         place = order[place]
     return own, np.where(known, place, -1)
+
+
+def _nulls(column: pa.Array) -> NDArray[np.bool_]:
+    return column.is_null().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def _repeats(place: I64) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ are GDMix's records `validation_result`, whose first fields have GDMix's names a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gdmix.config import Task
 from gdmix.data.avro.write import write_batches
 from gdmix.data.dataset import Dataset
-from gdmix.data.keys import key_column
+from gdmix.data.keys import Keys, key_column
 from gdmix.data.read import open_rows
 from gdmix.data.schema import is_scalar_number
 from gdmix.data.validate import as_floats, counted
@@ -40,6 +40,11 @@ _GDMIX_FIELDS: Mapping[str, tuple[str, Any]] = {
     "score": (GDMIX_OWN, "float"),
 }
 _ROWS_PER_PIECE = 500_000
+
+
+def without(keys: Mapping[str, Keys], texts: Collection[str]) -> dict[str, Keys]:
+    """Return the keys that a score file has columns of: entities, not texts."""
+    return {name: own for name, own in keys.items() if name not in texts}
 
 
 def score_tables(

@@ -47,11 +47,19 @@ def write_table(table: pa.Table, path: Path) -> None:
     write_tables(iter([table]), path)
 
 
-def write_tables(tables: Iterator[pa.Table], path: Path) -> None:
-    """Write a Parquet file of at least one table."""
+def write_tables(tables: Iterator[pa.Table], path: Path, repetitive: bool = True) -> None:
+    """Write a Parquet file of at least one table.
+
+    Parameters
+    ----------
+    repetitive
+        Whether values of a column repeat: a dictionary of coefficients costs five times the
+        time of writing them, and saves nothing.
+    """
     with atomic_file(path) as temporary:
         first = next(tables)
-        with pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+        options = {"compression": "zstd", "use_dictionary": repetitive}
+        with pq.ParquetWriter(temporary, first.schema, **options) as writer:
             for table in chain([first], tables):
                 writer.write_table(table)
 

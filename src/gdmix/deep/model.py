@@ -122,6 +122,11 @@ class DeepModel:
         """All of them."""
         return frozenset(self.keys)
 
+    @property
+    def text_keys(self) -> frozenset[str]:
+        """Those of them that are nothing but texts."""
+        return frozenset(self.keys) - self.encoding.ids.keys()
+
     @cached_property
     def parameters(self) -> int:
         """Number of weights."""

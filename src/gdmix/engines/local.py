@@ -36,7 +36,7 @@ from gdmix.data.folds import fold_numbers, rows_where
 from gdmix.data.gdmix_scores import write_score_folders
 from gdmix.data.read import Source, open_rows
 from gdmix.data.schema import RowSchema
-from gdmix.data.score_files import score_tables, write_scores
+from gdmix.data.score_files import score_tables, without, write_scores
 from gdmix.engines.binding import BoundRows, check_before_reading, reweighted
 from gdmix.errors import ConfigError, DataError
 from gdmix.evaluation.evaluate import evaluate
@@ -412,7 +412,8 @@ class LocalWorkspace:
             own = {n: s.validation for n, s in parts.items() if s.validation is not None}
             splits.append(("validation_scores", self._validation, own))
         files: list[tuple[Iterator[pa.Table], Path]] = []
-        for split, rows, own in splits:
+        for split, every, own in splits:
+            rows = replace(every, keys=without(every.keys, self._config.text_keys))
             if avro is not None:
                 write_score_folders(folder, split, rows, own, self._config, avro)
                 continue

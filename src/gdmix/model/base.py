@@ -76,6 +76,11 @@ def optional_keys(model: CoordinateModel) -> frozenset[str]:
     return frozenset(getattr(model, "optional_keys", ()))
 
 
+def text_keys(model: CoordinateModel) -> frozenset[str]:
+    """Return those of its keys that are nothing but texts, which is none for most kinds."""
+    return frozenset(getattr(model, "text_keys", ()))
+
+
 def summary_of(
     model: CoordinateModel, models: int, coefficients: int, entity: str | None = None
 ) -> dict[str, object]:

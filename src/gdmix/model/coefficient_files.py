@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gdmix.data.write import write_table, write_tables
+from gdmix.data.write import write_tables
 from gdmix.errors import ModelError
 from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients
 
@@ -40,7 +40,7 @@ def write_coefficients(
     OutputError
         If the system refuses to write there.
     """
-    write_tables(_to_arrow(coefficients), part_file(folder, part))
+    write_tables(_to_arrow(coefficients), part_file(folder, part), repetitive=False)
 
 
 def _to_arrow(coefficients: FixedCoefficients | RandomCoefficients) -> Iterator[pa.Table]:
@@ -109,7 +109,8 @@ def write_slice(values: NDArray[np.float64], held: slice, folder: Path, part: in
         If the system refuses to write there.
     """
     columns = np.arange(held.start, held.stop, dtype=np.uint32)
-    write_table(pa.table({"column": columns, "value": values}), part_file(folder, part))
+    table = pa.table({"column": columns, "value": values})
+    write_tables(iter([table]), part_file(folder, part), repetitive=False)
 
 
 def read_slice(folder: Path, held: slice) -> NDArray[np.float64]:

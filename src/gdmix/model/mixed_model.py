@@ -17,7 +17,7 @@ from gdmix.data.read import Source
 from gdmix.data.schema import RowSchema
 from gdmix.errors import ModelError, did_you_mean
 from gdmix.glm import losses
-from gdmix.model.base import CoordinateModel, optional_keys
+from gdmix.model.base import CoordinateModel, optional_keys, text_keys
 from gdmix.model.coefficients import FixedCoefficients
 from gdmix.model.custom import with_pickles_trusted
 from gdmix.model.external import ExternalModel, with_sources
@@ -75,6 +75,13 @@ class TrainedModel:
         """Return the model whose pickles may be opened, which runs code of whoever wrote it."""
         models = {name: with_pickles_trusted(m) for name, m in self.coordinates.items()}
         return replace(self, coordinates=models)
+
+    @property
+    def text_keys(self) -> frozenset[str]:
+        """Keys that are nothing but texts: no columns of score files."""
+        models = self.coordinates.values()
+        others = {key for model in models for key in model.keys if key not in text_keys(model)}
+        return frozenset(key for model in models for key in model.keys) - others
 
     @property
     def loss(self) -> int:

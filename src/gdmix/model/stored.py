@@ -16,7 +16,7 @@ from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.write import link_files
 from gdmix.errors import OutputError
-from gdmix.model.base import CoordinateModel, optional_keys
+from gdmix.model.base import CoordinateModel, optional_keys, text_keys
 from gdmix.model.coefficient_files import read_random
 from gdmix.model.kinds import read_coordinate
 from gdmix.model.linear import LinearModel
@@ -99,6 +99,11 @@ class StoredModel:
     def optional_keys(self) -> frozenset[str]:
         """Those of them that a row may lack."""
         return optional_keys(self.loaded)
+
+    @property
+    def text_keys(self) -> frozenset[str]:
+        """Those of them that are nothing but texts."""
+        return text_keys(self.loaded)
 
     def score(self, rows: Dataset, threads: int = 1) -> F64:
         """Return each row's score, (n,)."""

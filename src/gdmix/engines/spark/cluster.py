@@ -66,19 +66,17 @@ class Cluster:
 
     def settled(self, pieces: Pieces) -> Pieces:
         """Return pieces that, once computed, no lost executor can take away."""
-        pieces.persist(self._level)
+        from pyspark import StorageLevel
+
+        pieces.persist(StorageLevel.MEMORY_AND_DISK)
         pieces.checkpoint()
         return pieces
 
     def kept(self, pieces: Pieces) -> Pieces:
-        """Return pieces that are kept once they are computed, in memory or on disk."""
-        return pieces.persist(self._level)
-
-    @property
-    def _level(self) -> Any:
+        """Return pieces that are kept once they are computed: on disk, which the system caches."""
         from pyspark import StorageLevel
 
-        return StorageLevel.MEMORY_AND_DISK
+        return pieces.persist(StorageLevel.DISK_ONLY)
 
 
 def _anywhere(pieces: Iterable[Addressed]) -> Iterable[Addressed]:

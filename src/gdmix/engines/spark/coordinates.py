@@ -27,10 +27,12 @@ from gdmix.engines.spark.partition_tasks import (
     come_home,
     curvature,
     fit,
+    lay_out,
     rescale_variances,
     score,
     shift,
     total_columns,
+    unite,
 )
 from gdmix.engines.spark.scores import Offsets
 from gdmix.model.base import CoordinateModel
@@ -185,7 +187,19 @@ class SparkCoordinate:
         """Return a model in the parts of this layout, whatever parts it is in."""
         stored = self._stored(model)
         assert stored is not None
-        return stored
+        entry = stored.entry
+        if entry["type"] != "random_effect" or entry.get("layout") == layout_id(self.layout):
+            return stored
+        folder = self.work.new(self.layout.name)
+        done = self.cluster.map(self.prepared, partial(lay_out, self._task(stored, folder)))
+        return self.in_parts(folder, self.cluster.collect(of_kind(done, FACTS))[0]["entry"])
+
+    def joined(self, fitted: CoordinateModel, held: StoredModel) -> StoredModel:
+        """Return a model and those of other entities, which lie in the parts of this layout."""
+        folder, own = self.work.new(self.layout.name), self.own(fitted)
+        self._on_parts(partial(unite, own, held, folder))
+        entry = {k: v for k, v in own.entry.items() if k != "layout"}
+        return self.work.model(folder, entry)
 
     def _on_parts(self, task: Any) -> list[Any]:
         return self.cluster.collect(self.cluster.on_each(self.layout.partitions, task))

@@ -31,6 +31,7 @@ from gdmix.coordinates.recentring import ManyModels, recentre_many
 from gdmix.coordinates.regularization import Regularization, regularization
 from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
 from gdmix.data.dataset import Dataset, encode_rows
+from gdmix.data.external_scores import score_columns
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
 from gdmix.data.feature_summary import FeatureSummary
 from gdmix.data.read import RowSource, Source
@@ -39,7 +40,7 @@ from gdmix.data.validate import REPEATED, Findings, check_classes, counted
 from gdmix.engines.spark import partition_tasks as tasks
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
-from gdmix.engines.spark.exchange import Pieces, Placement, of_kind, piece
+from gdmix.engines.spark.exchange import Pieces, Placement, addressed, of_kind
 from gdmix.engines.spark.fixed_effect import SparkFixedEffect, is_distributed
 from gdmix.engines.spark.partition_tasks import (
     FACTS,
@@ -198,14 +199,15 @@ def _read(cluster: Cluster, config: ModelConfig, train: Source, validation: Sour
         derived=config.derived_entities,
         optional=config.optional_entities,
     )
+    columns = {role: schema.select(s.schema, s.label) for role, s in sources.items()}
     counts = {role: rows.count(cluster.errors) for role, rows in sources.items()}
-    if not counts[TRAIN]:
-        raise DataError(f"{sources[TRAIN].label}: has no rows")
+    for role, count in counts.items():
+        if not count:
+            raise DataError(f"{sources[role].label}: has no rows")
     homes = max(cluster.slots, -(-sum(counts.values()) // _ROWS_PER_HOME))
     readings = {}
     for role, source in sources.items():
-        columns = schema.select(source.schema, source.label)
-        own = pa.schema([source.schema.field(c) for c in columns])
+        own = pa.schema([source.schema.field(c) for c in columns[role]])
         readings[role] = Reading(source.label, own, schema, config, homes)
     while True:
         indices = _index(cluster, readings[TRAIN], sources[TRAIN], initial)
@@ -487,7 +489,11 @@ class SparkWorkspace:
 
     def _divided(self, layout: Layout, earlier: CoordinateModel) -> Pieces:
         """Return an earlier model where its entities are fitted."""
-        pieces = [(target, piece(START, 0, part)) for target, part in _parts_of(layout, earlier)]
+        pieces = [
+            own
+            for target, part in _parts_of(layout, earlier)
+            for own in addressed(target, START, 0, part)
+        ]
         return self._cluster.scattered(pieces, layout.partitions)
 
     def _lock(self, name: str, model: CoordinateModel) -> None:
@@ -503,12 +509,28 @@ class SparkWorkspace:
         self._hold_at_home(name, stored, penalty)
 
     def _read_scores(self, name: str, spec: ExternalScores) -> None:
-        model = ExternalModel(spec.uid, spec.score, spec.missing)
-        self._external[name] = model
-        by_role = {TRAIN: replace(model, source=spec.train)}
-        if spec.validation is not None:
-            by_role[VALIDATION] = replace(model, source=spec.validation)
-        self._hold_at_home(name, by_role, 0.0)
+        """Bring scores from files to the homes of their rows."""
+        cluster, homes = self._cluster, self._rows.homes
+        self._external[name] = ExternalModel(spec.uid, spec.score, spec.missing)
+        paths = {TRAIN: spec.train}
+        if self._rows.has_validation and spec.validation is not None:
+            paths[VALIDATION] = spec.validation
+        sources, messages = {}, []
+        for role, own in paths.items():
+            sources[role] = open_spark_rows(cluster.session, own, "scores")
+            columns = score_columns(sources[role], spec.uid, spec.score)
+            send = partial(tasks.send_scores, role, columns, homes)
+            messages.append(sources[role].map_tables(send, columns, cluster.errors, numbered=True))
+        arrived = cluster.received(cluster.context.union(messages), homes)
+        matched = cluster.map(united(self._heads, arrived), partial(tasks.match_at_home, name))
+        matched = cluster.kept(matched)
+        facts = cluster.collect(of_kind(matched, FACTS))
+        for role, source in sources.items():
+            label, findings = facts[0][role]
+            for own_facts in facts[1:]:
+                findings.merge(own_facts[role][1])
+            findings.settle(source.label, label, spec.missing)
+        self.scores.hold(name, cluster.settled(of_kind(matched, f"{SCORE} {name}")), 0.0)
 
     def _hold_at_home(self, name: str, model: Any, penalty: float) -> None:
         task = partial(tasks.score_at_home, name, model)
@@ -560,7 +582,7 @@ class SparkWorkspace:
             elif name not in models:
                 whole[name] = self._held[name]
             else:
-                whole[name] = self._joined(name, self.coordinates[name].own(models[name]))
+                whole[name] = self.coordinates[name].joined(models[name], self._held[name])
         return TrainedModel(
             config.task,
             config.columns,
@@ -569,16 +591,6 @@ class SparkWorkspace:
             whole,
             config.derived_entities,
         )
-
-    def _joined(self, name: str, fitted: StoredModel) -> StoredModel:
-        """Return the parts of a fitted model and those of the entities that have no rows."""
-        folder = self._work.new(name)
-        fitted.write(folder)
-        first = len(list(folder.iterdir()))
-        for number, file in enumerate(sorted(self._held[name].folder.iterdir())):
-            shutil.copy(file, folder / f"part-{first + number:05d}.parquet")
-        entry = {k: v for k, v in fitted.entry.items() if k != "layout"}
-        return self._work.model(folder, entry)
 
     def _with_uncertainty(
         self, models: Mapping[str, CoordinateModel]

@@ -32,6 +32,8 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
+_BYTES_PER_PIECE = 1 << 23
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -43,36 +45,43 @@ class Piece:
         What it is.
     source
         The partition that it comes from.
+    part
+        Number of this part of it: the JVM copies pieces, which must not be too large for it.
     payload
-        It, packed.
+        It, or a part, packed.
     """
 
     kind: str
     source: int
+    part: int
     payload: bytes
-
-    def open(self) -> Any:
-        """Return what is in it."""
-        return pickle.loads(self.payload)
 
     def to_bytes(self) -> bytes:
         """Return it as one string of bytes."""
-        return b"%s|%d|%b" % (self.kind.encode(), self.source, self.payload)
+        return b"%s|%d|%d|%b" % (self.kind.encode(), self.source, self.part, self.payload)
 
     @staticmethod
     def from_bytes(data: bytes | bytearray) -> Piece:
         """Return what `to_bytes` has packed."""
-        kind, source, payload = bytes(data).split(b"|", 2)
-        return Piece(kind.decode(), int(source), payload)
+        kind, source, part, payload = bytes(data).split(b"|", 3)
+        return Piece(kind.decode(), int(source), int(part), payload)
 
 
 Addressed = tuple[int, Piece]
 Task = Callable[..., Iterator[Addressed]]
 
 
-def piece(kind: str, source: int, content: Any) -> Piece:
-    """Pack something."""
-    return Piece(kind, source, pickle.dumps(content, protocol=5))
+def addressed(target: int, kind: str, source: int, content: Any) -> Iterator[Addressed]:
+    """Pack something, in as many pieces as it takes, addressed to a partition."""
+    payload = pickle.dumps(content, protocol=5)
+    for part, first in enumerate(range(0, len(payload), _BYTES_PER_PIECE)):
+        yield target, Piece(kind, source, part, payload[first : first + _BYTES_PER_PIECE])
+
+
+def messages(pieces: Iterable[Addressed]) -> Iterator[tuple[int, bytes]]:
+    """Return addressed pieces as bytes."""
+    for target, own in pieces:
+        yield target, own.to_bytes()
 
 
 def itself(partition: int) -> int:
@@ -82,10 +91,18 @@ def itself(partition: int) -> int:
 
 def opened(pieces: Iterable[Addressed]) -> dict[str, dict[int, Any]]:
     """Return the contents of pieces by kind and, ascending, by source."""
-    found: dict[str, dict[int, Any]] = {}
+    found: dict[str, dict[int, list[Piece]]] = {}
     for _, own in pieces:
-        found.setdefault(own.kind, {})[own.source] = own.open()
-    return {kind: dict(sorted(of.items())) for kind, of in found.items()}
+        found.setdefault(own.kind, {}).setdefault(own.source, []).append(own)
+    return {
+        kind: {source: _put_together(of.pop(source)) for source in sorted(of)}
+        for kind, of in found.items()
+    }
+
+
+def _put_together(parts: list[Piece]) -> Any:
+    parts.sort(key=lambda own: own.part)
+    return pickle.loads(parts[0].payload if len(parts) == 1 else b"".join(p.payload for p in parts))
 
 
 def of_kind(pieces: Pieces, *kinds: str) -> Pieces:
@@ -93,13 +110,13 @@ def of_kind(pieces: Pieces, *kinds: str) -> Pieces:
     return pieces.filter(partial(_is_of, kinds))
 
 
-def _is_of(kinds: tuple[str, ...], addressed: Addressed) -> bool:
-    return addressed[1].kind in kinds
+def _is_of(kinds: tuple[str, ...], own: Addressed) -> bool:
+    return own[1].kind in kinds
 
 
 def contents(pieces: Iterable[Addressed]) -> list[Any]:
-    """Return what is in pieces, in the order of their sources."""
-    return [p.open() for _, p in sorted(pieces, key=lambda addressed: addressed[1].source)]
+    """Return what is in pieces of one kind, in the order of their sources."""
+    return [content for of in opened(pieces).values() for content in of.values()]
 
 
 @dataclass(frozen=True)

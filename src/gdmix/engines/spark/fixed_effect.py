@@ -28,7 +28,7 @@ from gdmix.coordinates.uncertainty import (
 from gdmix.engines.spark.cluster import united
 from gdmix.engines.spark.collective import barrier_group
 from gdmix.engines.spark.coordinates import SparkCoordinate
-from gdmix.engines.spark.exchange import Addressed, Pieces, piece
+from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, opened
 from gdmix.engines.spark.partition_tasks import FACTS, TRAIN, VALIDATION, FitTask, homewards
 from gdmix.engines.spark.scores import Offsets
 from gdmix.glm.distributed import DistributedMap, fit_large_distributed
@@ -197,7 +197,7 @@ def fit_shard(
         "joint_penalty": joint_penalty,
         "entry": entry,
     }
-    yield rank % task.homes, piece(FACTS, rank, facts)
+    yield from addressed(rank % task.homes, FACTS, rank, facts)
 
 
 def sum_hessian(
@@ -206,12 +206,11 @@ def sum_hessian(
     """Yield a shard's part of the Hessian, or of its diagonal."""
     prepared, offset, model = task.open(pieces, partition)
     sums = prepared.coordinate.hessian_sums(model, offset, whole)
-    yield 0, piece("sums", partition, sums)
+    yield from addressed(0, "sums", partition, sums)
 
 
 def add_up(partition: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
     """Yield the sum of all shards' parts."""
-    total: F64 | None = None
-    for _, part in sorted(pieces, key=lambda addressed: addressed[1].source):
-        total = part.open() if total is None else total + part.open()
-    yield partition, piece("sum", partition, total)
+    parts = list(opened(pieces)["sums"].values())
+    total = sum(parts[1:], parts[0])
+    yield from addressed(partition, "sum", partition, total)

@@ -22,23 +22,32 @@ from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.regularization import Regularization
 from gdmix.coordinates.uncertainty import CurvatureKind
 from gdmix.data.dataset import Dataset, encode_rows, scan_features
+from gdmix.data.external_scores import match_scores
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.feature_summary import moments
-from gdmix.data.keys import Keys
+from gdmix.data.keys import Keys, as_int64
 from gdmix.data.partition import concatenated, key_hashes, take_rows
 from gdmix.data.read import RowSource
 from gdmix.data.schema import RowSchema
 from gdmix.data.score_files import score_tables, write_scores
 from gdmix.data.validate import NO_VALUE, Findings, repeated
 from gdmix.engines.binding import BoundRows
-from gdmix.engines.spark.exchange import Addressed, Placement, Route, in_order, opened, piece
+from gdmix.engines.spark.exchange import (
+    Addressed,
+    Placement,
+    Route,
+    addressed,
+    in_order,
+    messages,
+    opened,
+)
 from gdmix.glm.columns import column_totals, shift_columns
 from gdmix.glm.losses import total_loss
 from gdmix.glm.random_bits import mixed
 from gdmix.model.base import CoordinateModel
-from gdmix.model.coefficient_files import read_random, write_coefficients
+from gdmix.model.coefficient_files import part_file, read_random, write_coefficients
 from gdmix.model.coefficients import RandomCoefficients
-from gdmix.model.linear import LinearModel
+from gdmix.model.linear import LinearModel, united
 from gdmix.model.mixed_model import LOSSES
 from gdmix.model.stored import StoredModel
 
@@ -83,7 +92,7 @@ class Reading:
     dropped: I64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def kept(self, tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-        """Yield tables of the rows that are kept, each with the number of its first row."""
+        """Yield tables of the rows that are kept, each with its first one's number among these."""
         for table in tables:
             if not table.num_rows:
                 continue
@@ -91,7 +100,7 @@ class Reading:
             table = table.drop_columns([ROW])
             if self.dropped.size:
                 table = table.filter(pa.array(~np.isin(numbers, self.dropped)))
-            yield int(numbers[0]), table
+            yield int(numbers[0] - np.searchsorted(self.dropped, numbers[0])), table
 
     def source(self, table: pa.Table) -> RowSource:
         """Return a table as a source."""
@@ -120,6 +129,11 @@ class Facts:
     classes: tuple[bool, bool]
 
 
+def homes_of(uid: I64, homes: int) -> NDArray[np.int32]:
+    """Return the home partition of each row."""
+    return (mixed(uid.astype(np.uint64)) % np.uint64(homes)).astype(np.int32)
+
+
 def scan(
     reading: Reading, partition: int, tables: Iterator[pa.Table]
 ) -> Iterator[tuple[int, bytes]]:
@@ -133,7 +147,7 @@ def scan(
         for bag, builder in found.items():
             total[bag].merge(builder)
     if total is not None:
-        yield 0, piece("features", partition, total).to_bytes()
+        yield from messages(addressed(0, "features", partition, total))
 
 
 def encode(
@@ -154,16 +168,13 @@ def encode(
         findings.merge(own)
         numbers = np.arange(first, first + rows.n_rows)
         numbers[own.rows_with(uid, NO_VALUE) - first] = -1
-        route = Route.to(
-            (mixed(rows.uid.astype(np.uint64)) % np.uint64(reading.homes)).astype(np.int32),
-            reading.homes,
-        )
+        route = Route.to(homes_of(rows.uid, reading.homes), reading.homes)
         place = (partition << 32) + number
         for home in route.targets:
             chosen = route.rows(int(home))
             part = take_rows(rows, chosen), numbers[chosen]
-            yield int(home), piece(role, place, part).to_bytes()
-    yield 0, piece(f"{role} findings", partition, findings).to_bytes()
+            yield from messages(addressed(int(home), role, place, part))
+    yield from messages(addressed(0, f"{role} findings", partition, findings))
 
 
 def arrive(
@@ -191,9 +202,9 @@ def arrive(
         used = rows.response[rows.weight > 0.0]
         classes = bool((used > 0).any()), bool((used <= 0).any())
         facts[role] = Facts(rows.n_rows, findings, (numbers[again], rows.uid[again]), classes)
-    yield home, piece(HEAD, home, heads)
-    yield home, piece(BAGS, home, bags)
-    yield home, piece(FACTS, home, facts)
+    yield from addressed(home, HEAD, home, heads)
+    yield from addressed(home, BAGS, home, bags)
+    yield from addressed(home, FACTS, home, facts)
 
 
 def count_heavy(
@@ -208,7 +219,7 @@ def count_heavy(
         many = np.flatnonzero(counts >= least)
         hashes = key_hashes(keys.values.take(pa.array(many)))
         result[name] = {int(h): int(n) for h, n in zip(hashes, counts[many], strict=True)}
-    yield home, piece("heavy", home, result)
+    yield from addressed(home, "heavy", home, result)
 
 
 def summarize_bags(
@@ -216,7 +227,7 @@ def summarize_bags(
 ) -> Iterator[Addressed]:
     """Yield the moments of the training rows' features, bag by bag."""
     own = opened(pieces)[BAGS][home][TRAIN]
-    yield home, piece("moments", home, {bag: moments(own[bag]) for bag in bags})
+    yield from addressed(home, "moments", home, {bag: moments(own[bag]) for bag in bags})
 
 
 @dataclass(frozen=True)
@@ -262,7 +273,7 @@ def depart(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[A
         route = layout.route(rows, home)
         for target in route.targets:
             part = take_rows(rows, route.rows(int(target)), layout.bags, layout.keys)
-            yield int(target), piece(role, home, part)
+            yield from addressed(int(target), role, home, part)
     for target in range(home, layout.partitions, 1) if home == 0 else ():
         # Every partition gets something, from which it learns the types of keys.
         none = np.empty(0, np.int64)
@@ -270,7 +281,7 @@ def depart(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[A
             r: take_rows(replace(h, bags=bags[r]), none, layout.bags, layout.keys)
             for r, h in heads.items()
         }
-        yield target, piece("empty", home, parts)
+        yield from addressed(target, "empty", home, parts)
 
 
 @dataclass(frozen=True)
@@ -329,8 +340,8 @@ def prepare(
         facts["start"] = own.describe()
     if isinstance(coordinate, RandomEffectCoordinate):
         facts["uncovered"] = coordinate.uncovered
-    yield partition, piece(PREPARED, partition, Prepared(coordinate, sizes))
-    yield partition, piece(FACTS, partition, facts)
+    yield from addressed(partition, PREPARED, partition, Prepared(coordinate, sizes))
+    yield from addressed(partition, FACTS, partition, facts)
 
 
 def write_part(model: CoordinateModel, folder: Path, partition: int) -> None:
@@ -347,15 +358,20 @@ def read_part(stored: StoredModel, layout: str, partition: int, coordinate: Any)
     if entry["type"] != "random_effect":
         return stored.loaded
     if entry.get("layout") == layout:
-        coefficients = read_random(stored.folder, partition)
-        return LinearModel(
-            tuple(entry["features"]),
-            bool(entry["intercept"]),
-            coefficients,
-            entry["entity"],
-            float(entry.get("dispersion", 1.0)),
-        )
+        return _of_part(stored, partition)
     return coordinate.start(stored.loaded)[0]
+
+
+def _of_part(stored: StoredModel, partition: int) -> LinearModel:
+    """Return what one of its parts has of the model of a random effect."""
+    entry = stored.entry
+    return LinearModel(
+        tuple(entry["features"]),
+        bool(entry["intercept"]),
+        read_random(stored.folder, partition),
+        entry["entity"],
+        float(entry.get("dispersion", 1.0)),
+    )
 
 
 @dataclass(frozen=True)
@@ -434,7 +450,7 @@ def _scored(
         "penalty": prepared.coordinate.penalty(model),
         "entry": model.describe(),
     }
-    yield partition % task.homes, piece(FACTS, partition, facts)
+    yield from addressed(partition % task.homes, FACTS, partition, facts)
 
 
 def homewards(
@@ -449,7 +465,7 @@ def homewards(
                 parts.setdefault(home, {})[role] = own[first : first + n]
             first += n
     for home, own_parts in parts.items():
-        yield home, piece(SCORE, partition, own_parts)
+        yield from addressed(home, SCORE, partition, own_parts)
 
 
 def curvature(
@@ -459,7 +475,27 @@ def curvature(
     prepared, offset, model = task.open(pieces, partition)
     certain, freedom = prepared.coordinate.curvature(model, offset, kinds)
     write_part(certain, task.folder, partition)
-    yield partition, piece(FACTS, partition, {"freedom": freedom, "entry": certain.describe()})
+    yield from addressed(
+        partition, FACTS, partition, {"freedom": freedom, "entry": certain.describe()}
+    )
+
+
+def lay_out(task: FitTask, partition: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
+    """Write a partition's part of a model that lies in other parts."""
+    _, _, model = task.open(pieces, partition)
+    write_part(model, task.folder, partition)
+    yield from addressed(partition, FACTS, partition, {"entry": model.describe()})
+
+
+def unite(
+    fitted: StoredModel, held: StoredModel, folder: Path, partition: int
+) -> Iterator[Addressed]:
+    """Write a part of a model, with the earlier models of entities that have no rows."""
+    model = _of_part(fitted, partition)
+    if part_file(held.folder, partition).exists():
+        model = united(model, _of_part(held, partition))
+    write_part(model, folder, partition)
+    yield from addressed(partition, FACTS, partition, None)
 
 
 def rescale_variances(
@@ -470,7 +506,7 @@ def rescale_variances(
     assert coefficients.variances is not None
     scaled = replace(coefficients, variances=coefficients.variances * factor)
     write_coefficients(scaled, folder, partition)
-    yield partition, piece(FACTS, partition, None)
+    yield from addressed(partition, FACTS, partition, None)
 
 
 def total_columns(source: StoredModel, width: int, partition: int) -> Iterator[Addressed]:
@@ -478,7 +514,7 @@ def total_columns(source: StoredModel, width: int, partition: int) -> Iterator[A
     coefficients = read_random(source.folder, partition)
     totals, counts = np.zeros(width), np.zeros(width, np.int64)
     column_totals(coefficients.columns, coefficients.values, totals, counts)
-    yield partition, piece(FACTS, partition, (totals, counts))
+    yield from addressed(partition, FACTS, partition, (totals, counts))
 
 
 def shift(source: StoredModel, folder: Path, by_column: F64, partition: int) -> Iterator[Addressed]:
@@ -486,7 +522,7 @@ def shift(source: StoredModel, folder: Path, by_column: F64, partition: int) -> 
     coefficients = read_random(source.folder, partition)
     shift_columns(coefficients.columns, by_column, coefficients.values)
     write_coefficients(coefficients, folder, partition)
-    yield partition, piece(FACTS, partition, None)
+    yield from addressed(partition, FACTS, partition, None)
 
 
 def come_home(
@@ -510,21 +546,48 @@ def come_home(
                 int(t): parts.get(int(t), np.zeros(route.rows(int(t)).size)) for t in route.targets
             }
         result[role] = route.back(parts, f"coordinate '{layout.name}'")
-    yield home, piece(f"{SCORE} {layout.name}", home, result)
+    yield from addressed(home, f"{SCORE} {layout.name}", home, result)
 
 
 def score_at_home(
-    name: str,
-    model: CoordinateModel | Mapping[str, CoordinateModel],
-    home: int,
-    pieces: Iterable[Addressed],
+    name: str, model: CoordinateModel, home: int, pieces: Iterable[Addressed]
 ) -> Iterator[Addressed]:
-    """Score the rows of a home with a whole model, or with one of each role."""
+    """Score the rows of a home with a whole model."""
     found = opened(pieces)
     heads, bags = found[HEAD][home], found[BAGS][home]
-    models = model if isinstance(model, Mapping) else dict.fromkeys(heads, model)
-    scores = {r: models[r].score(replace(rows, bags=bags[r])) for r, rows in heads.items()}
-    yield home, piece(f"{SCORE} {name}", home, scores)
+    scores = {r: model.score(replace(rows, bags=bags[r])) for r, rows in heads.items()}
+    yield from addressed(home, f"{SCORE} {name}", home, scores)
+
+
+def send_scores(
+    role: str, columns: Sequence[str], homes: int, partition: int, tables: Iterator[pa.Table]
+) -> Iterator[tuple[int, bytes]]:
+    """Send scores from files, each with its number, to the homes of the rows of their uids."""
+    for number, table in enumerate(t for t in tables if t.num_rows):
+        numbers = table[ROW].to_numpy()
+        (batch,) = table.select(columns).combine_chunks().to_batches()
+        route = Route.to(homes_of(as_int64(batch.columns[0])[0], homes), homes)
+        for home in route.targets:
+            chosen, place = route.rows(int(home)), (partition << 32) + number
+            part = numbers[chosen], batch.take(pa.array(chosen))
+            yield from messages(addressed(int(home), role, place, part))
+
+
+def match_at_home(name: str, home: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
+    """Find the scores of a home's rows among those that were sent there.
+
+    Yields
+    ------
+    tuple
+        Scores; by role, what the rows are called and what is wrong with their scores.
+    """
+    found = opened(pieces)
+    scores, findings = {}, {}
+    for role, rows in found[HEAD][home].items():
+        scores[role], own = match_scores(found.get(role, {}).values(), rows)
+        findings[role] = rows.label, own
+    yield from addressed(home, f"{SCORE} {name}", home, scores)
+    yield from addressed(home, FACTS, home, findings)
 
 
 @dataclass(frozen=True)
@@ -558,7 +621,7 @@ def send_offsets(
     rows = AtHome.of(home, pieces)
     route, total = layout.route(rows.heads[TRAIN], home), rows.total(TRAIN, without)
     for target in route.targets:
-        yield int(target), piece(OFFSET, home, total[route.rows(int(target))])
+        yield from addressed(int(target), OFFSET, home, total[route.rows(int(target))])
 
 
 def loss_of(config: ModelConfig, own: AtHome) -> tuple[float, int]:
@@ -589,4 +652,4 @@ def write_home_scores(
             values = sum((own.scores[part][role] for part in parts), np.zeros(rows.n_rows))
             tables = score_tables(rows, config.task, total, {"score": values})
             write_scores(tables, folder / name / f"{role}_scores" / f"part-{home:05d}.parquet")
-    yield home, piece(FACTS, home, None)
+    yield from addressed(home, FACTS, home, None)

@@ -9,7 +9,7 @@ from functools import partial
 
 from gdmix.config import ModelConfig
 from gdmix.engines.spark.cluster import Cluster, united
-from gdmix.engines.spark.exchange import Addressed, Pieces, opened, piece
+from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, opened
 from gdmix.engines.spark.partition_tasks import AtHome, Layout, loss_of, send_offsets
 from gdmix.evaluation.checks import Rows
 from gdmix.evaluation.partial import DistributedEvaluation, First, Plan
@@ -116,7 +116,9 @@ def _look(
     pieces: Iterable[Addressed],
 ) -> Iterator[Addressed]:
     own = AtHome.of(home, pieces)
-    yield home, piece("seen", home, (*loss_of(config, own), evaluation.first(_rows(own, judged))))
+    yield from addressed(
+        home, "seen", home, (*loss_of(config, own), evaluation.first(_rows(own, judged)))
+    )
 
 
 def _split(
@@ -128,7 +130,7 @@ def _split(
 ) -> Iterator[Addressed]:
     own = AtHome.of(home, pieces)
     for target, message in evaluation.split(_rows(own, judged), own.heads[judged].keys, plan):
-        yield target, piece("rows", home, message)
+        yield from addressed(target, "rows", home, message)
 
 
 def _reduce(
@@ -136,7 +138,7 @@ def _reduce(
 ) -> Iterator[Addressed]:
     messages = list(opened(pieces).get("rows", {}).values())
     if messages:
-        yield target, piece("share", target, evaluation.reduce(target, messages))
+        yield from addressed(target, "share", target, evaluation.reduce(target, messages))
 
 
 def _rows(own: AtHome, judged: str) -> Rows:

@@ -20,7 +20,7 @@ from gdmix.data.read import RowSource, Source, open_rows
 from gdmix.data.score_files import score_tables, write_scores
 from gdmix.data.write import check_replaceable, replaced_folder
 from gdmix.engines.spark.cluster import Cluster
-from gdmix.engines.spark.exchange import piece
+from gdmix.engines.spark.exchange import addressed, messages
 from gdmix.engines.spark.session import check_session
 from gdmix.engines.spark.sources import ROW, open_spark_rows
 from gdmix.errors import DataError, OutputError
@@ -146,7 +146,7 @@ def _score(
     first = next(done, None)
     if first is not None:
         write_scores(chain([first], done), task.folder / f"part-{partition:05d}.parquet")
-    yield 0, piece("count", partition, n).to_bytes()
+    yield from messages(addressed(0, "count", partition, n))
 
 
 def _rows(task: ScoreTask, table: pa.Table, first: int) -> Dataset:

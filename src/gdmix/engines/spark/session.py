@@ -38,6 +38,10 @@ log = logging.getLogger("gdmix")
 
 _LEAST_JAVA, _LEAST_SPARK = 17, 4
 _NO_PYSPARK = "engine 'spark' needs PySpark, which is not installed: pip install 'gdmix[spark]'"
+_NO_GDMIX = (
+    "Spark: tasks run a Python that has no gdmix: set PYSPARK_PYTHON to one that has, "
+    "or ship the environment; see docs/spark.md"
+)
 _MEND_JAVA = "install it (Debian: openjdk-17-jre-headless), or set JAVA_HOME"
 _DEBUG = "--debug shows what Spark says"
 _REGISTRATION = 120.0  # seconds that the first executor may take
@@ -135,6 +139,8 @@ def check_session(session: Any) -> SparkSession:
             "spark.dynamicAllocation.enabled: a fixed effect needs all its executors at once; "
             "set it to false, and spark.executor.instances"
         )
+    if str(context.master).startswith("local"):
+        _run_own_python(context)
     return session
 
 
@@ -301,6 +307,8 @@ def _named(text: str) -> GdmixError:
         ours = _OURS.match(message)
         if ours:  # one that no guard has met
             return getattr(errors, ours[1], EngineError)(ours[2].strip())
+        if "No module named 'gdmix'" in message:
+            return EngineError(_NO_GDMIX)
         return EngineError(f"Spark: a task failed: {_one_line(message)}; {_DEBUG}")
     text = re.sub(r"^An error occurred while calling \S+\n: ", "", text)
     text = text.rpartition("most recent failure: ")[2]
@@ -376,13 +384,20 @@ def _start(config: SparkConfig, name: str) -> SparkSession:
         with task_failures():
             session = SparkSession(_context(settings, gateway))
     except EngineError as error:
-        raise EngineError(f"Spark does not start: {str(error).removeprefix('Spark: ')}") from error
+        reason = str(error).removeprefix("Spark: ")
+        if "stopped SparkContext" in reason:  # what is said of a master that is out of reach
+            reason = f"{config.master or 'the master'} does not answer; {_DEBUG}"
+        raise EngineError(f"Spark does not start: {reason}") from error
     context = session.sparkContext
     _set_log_level(context, config.log_level)
-    if "PYSPARK_PYTHON" not in os.environ:
-        # Not just any `python3`: the one that has this package.
-        context.pythonExec = settings.get("spark.pyspark.python", sys.executable)
+    _run_own_python(context)
     return session
+
+
+def _run_own_python(context: SparkContext) -> None:
+    """Let tasks run this Python, which has this package, instead of any `python3`."""
+    if "PYSPARK_PYTHON" not in os.environ:
+        context.pythonExec = context.getConf().get("spark.pyspark.python") or sys.executable
 
 
 def _set_log_level(context: SparkContext, level: str) -> None:

@@ -21,7 +21,7 @@ from gdmix.data.partition import concatenated, take_rows
 from gdmix.engines.binding import BoundRows
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate
-from gdmix.engines.spark.exchange import Addressed, Pieces, in_order, opened, piece
+from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, in_order, opened
 from gdmix.engines.spark.partition_tasks import BAGS, HEAD, OFFSET, PREPARED, TRAIN, Layout
 from gdmix.engines.spark.scores import SparkScores
 from gdmix.glm.newton import Labels
@@ -100,7 +100,7 @@ def gather(home: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
     """Send the training rows of a home to the one task."""
     found = opened(pieces)
     rows = replace(found[HEAD][home][TRAIN], bags=found[BAGS][home][TRAIN])
-    yield 0, piece(TRAIN, home, rows)
+    yield from addressed(0, TRAIN, home, rows)
 
 
 def prepare_all(
@@ -118,7 +118,7 @@ def prepare_all(
     sizes = [(home, part.n_rows) for home, part in parts.items()]
     train = bound.train
     content = _Gathered(coordinates, train.response, train.weight, order, sizes)
-    yield partition, piece(PREPARED, partition, content)
+    yield from addressed(partition, PREPARED, partition, content)
 
 
 def estimate_all(
@@ -143,4 +143,4 @@ def estimate_all(
     }
     labels = Labels(rows.response, rows.weight, offset, LOSSES[config.task])
     result = estimate(rows.coordinates, models, labels, estimated, before, True, accuracy)
-    yield partition, piece("estimate", partition, result)
+    yield from addressed(partition, "estimate", partition, result)

@@ -1,0 +1,42 @@
+"""The engines that are held to the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contract_rows import Data, make_rows
+
+from gdmix.engines.base import Engine
+from gdmix.engines.local import LocalEngine
+
+ENGINES = ["local", "spark"]
+
+
+@pytest.fixture(params=ENGINES)
+def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Engine]:
+    """Make an engine of each kind."""
+    if request.param == "local":
+        return LocalEngine
+    from gdmix.engines.spark.engine import SparkEngine
+
+    session = request.getfixturevalue("spark")
+    session.sparkContext.addPyFile(str(Path(__file__).with_name("contract_estimators.py")))
+    return lambda: SparkEngine(session, partitions=3, scratch=tmp_path / "scratch")
+
+
+@pytest.fixture
+def engine(new_engine: Callable[[], Engine]) -> Engine:
+    return new_engine()
+
+
+@pytest.fixture(scope="session")
+def tables() -> dict[str, Any]:
+    return {"train": make_rows(320, 1), "validation": make_rows(140, 2, new=4)}
+
+
+@pytest.fixture(scope="session")
+def data(tables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return Data.write(tmp_path_factory.mktemp("contract"), tables["train"], tables["validation"])
