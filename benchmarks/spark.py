@@ -20,15 +20,15 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 
-from gdmix import FixedEffect, RandomEffect
-from gdmix.config import ModelConfig, SparkConfig
-from gdmix.engines.spark.engine import SparkEngine
-from gdmix.engines.spark.session import opened
-from gdmix.estimator import train
+from gdmix import FixedEffect, RandomEffect  # noqa: E402
+from gdmix.config import ModelConfig, SparkConfig  # noqa: E402
+from gdmix.engines.spark.engine import SparkEngine  # noqa: E402
+from gdmix.engines.spark.session import opened  # noqa: E402
+from gdmix.estimator import train  # noqa: E402
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 PASSES = 2
@@ -106,10 +106,8 @@ def measure(label: str, engine: SparkEngine | None, path: Path) -> None:
 
     def told(name: str, note: str = "") -> None:
         now = time.perf_counter(), cpu_seconds()
-        print(
-            f"{label:10} {name:24} {now[0] - seen[0]:8.2f} s  {now[1] - seen[1]:8.2f} CPU s  {note}",
-            flush=True,
-        )
+        wall, cpu = now[0] - seen[0], now[1] - seen[1]
+        print(f"{label:10} {name:24} {wall:8.2f} s  {cpu:8.2f} CPU s  {note}", flush=True)
         seen[:] = now
 
     def step(done) -> None:  # type: ignore[no-untyped-def]

@@ -14,6 +14,25 @@ from gdmix.engines.local import LocalEngine
 
 ENGINES = ["local", "spark"]
 
+# What every change is tried with on Spark, too; all else is for the continuous integration.
+QUICK = (
+    "test_weights_offsets_passes_and_grouped_metrics",
+    "test_linear_task_with_uncertainty_and_no_validation",
+    "test_active_and_passive_rows",
+    "test_warm_start",
+    "test_mistakes_in_data[spark-findings]",
+    "test_mistakes_in_data[spark-missing columns]",
+    "test_mistakes_in_data[spark-missing file]",
+    "test_rows_that_are_dropped[spark-True]",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        here = item.path.parent == Path(__file__).parent and "[spark" in item.name
+        if here and item.name.removesuffix("[spark]") not in QUICK:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(params=ENGINES)
 def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Engine]:

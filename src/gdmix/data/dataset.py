@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gdmix import memory
-from gdmix.config import Task, ValidateMode
+from gdmix.config import FeatureBag, Task, ValidateMode
 from gdmix.data.dense_rows import DenseStack
 from gdmix.data.derived_keys import derive_keys, part_kinds
 from gdmix.data.design import EncodedBag, encode_bag, is_dense_bag
@@ -155,8 +155,10 @@ def encode_rows(
     task: Task,
     mode: ValidateMode,
     first_row: int = 0,
-) -> tuple[Dataset, Findings]:
+) -> tuple[Dataset, Findings, dict[str, int]]:
     """Turn some rows of a source into arrays; what is wrong with them is returned, not raised.
+
+    So is, by bag, the number of values of features that are not in the feature index.
 
     Parameters
     ----------
@@ -165,7 +167,18 @@ def encode_rows(
     """
     rows = _Rows(source, schema, first_row)
     findings = Findings(rows.label)
-    return _Reader(rows, schema, task, mode, 1)._encode(indices, findings), findings
+    dataset, unknown = _Reader(rows, schema, task, mode, 1)._encode(indices, findings)
+    return dataset, findings, unknown
+
+
+def report_unknown(label: str, bags: Mapping[str, FeatureBag], unknown: Mapping[str, int]) -> None:
+    """Say how many values of features were left out, by bag, as the feature index has none."""
+    for bag, count in unknown.items():
+        if count:
+            text = "ignored %s values of features that are not in the feature index"
+            # Where training left features out, that is no surprise.
+            level = logging.INFO if bags[bag].is_selected else logging.WARNING
+            log.log(level, f"%s: bag '%s': {text}", label, bag, f"{count:,}")
 
 
 def _scanned(rows: _Rows, schema: RowSchema) -> dict[str, FeatureIndexBuilder]:
@@ -290,7 +303,8 @@ class _Reader:
         """Check and encode; without frozen indices they are training rows that make them."""
         indices = self._index() if frozen is None else frozen
         findings = Findings(self._rows.label)
-        dataset = self._encode(indices, findings)
+        dataset, unknown = self._encode(indices, findings)
+        report_unknown(dataset.label, self._schema.bags, unknown)
         n = dataset.n_rows
         if n == 0 and self._schema.needs_response:
             raise DataError(f"{dataset.label}: has no rows")
@@ -314,7 +328,9 @@ class _Reader:
         builders = _scanned(self._rows, self._schema)
         return {bag: builder.freeze() for bag, builder in builders.items()}
 
-    def _encode(self, indices: Mapping[str, FeatureIndex], findings: Findings) -> Dataset:
+    def _encode(
+        self, indices: Mapping[str, FeatureIndex], findings: Findings
+    ) -> tuple[Dataset, dict[str, int]]:
         schema, name = self._schema, self._rows.label
         n = 0
         uid = memory.Stack(np.int64)
@@ -345,23 +361,18 @@ class _Reader:
                 bags[bag].append(encoded.matrix)
                 unknown[bag] += encoded.unknown
             findings.merge(part.findings)
-        for bag, count in unknown.items():
-            if count:
-                text = "ignored %s values of features that are not in the feature index"
-                # Where training left features out, that is no surprise.
-                level = logging.INFO if schema.bags[bag].is_selected else logging.WARNING
-                log.log(level, f"%s: bag '%s': {text}", name, bag, f"{count:,}")
         columns = {
             role: roles[role].finish() if role in roles else memory.full(n, default)
             for role, default in _DEFAULTS.items()
         }
-        return Dataset(
+        dataset = Dataset(
             name,
             uid.finish(),
             **columns,
             bags={bag: stack.finish() for bag, stack in bags.items()},
             keys={key: self._finished(key, builder) for key, builder in keys.items()},
         )
+        return dataset, unknown
 
     def _finished(self, key: str, builder: KeysBuilder) -> Keys:
         keys = builder.finish()

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,19 +25,20 @@ from gdmix.config import (
     FixedEffect,
     ModelConfig,
     RandomEffect,
+    RunConfig,
 )
 from gdmix.coordinates.base import FitReport
-from gdmix.coordinates.estimators import estimators
 from gdmix.coordinates.recentring import ManyModels, recentre_many
 from gdmix.coordinates.regularization import Regularization, regularization
 from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
-from gdmix.data.dataset import Dataset, encode_rows
+from gdmix.data.dataset import Dataset, encode_rows, report_unknown
 from gdmix.data.external_scores import score_columns
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
 from gdmix.data.feature_summary import FeatureSummary
 from gdmix.data.read import RowSource, Source
 from gdmix.data.schema import RowSchema
 from gdmix.data.validate import REPEATED, Findings, check_classes, counted
+from gdmix.engines.binding import check_before_reading
 from gdmix.engines.spark import partition_tasks as tasks
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
@@ -116,7 +118,7 @@ class SparkEngine:
     ) -> SparkWorkspace:
         """Read and check rows, index features, build coordinates."""
         _check_supported(config, validation)
-        estimators(config, threads=1)
+        check_before_reading(config)
         folder = self._folder()
         rows = _read(self._cluster, config, train, validation)
         return SparkWorkspace(self._cluster, config, rows, folder, self._partitions)
@@ -148,6 +150,14 @@ def _check_supported(config: ModelConfig, validation: Source | None) -> None:
             raise ConfigError(
                 f"features.{name}.{key}: not on Spark; {instead}, or give a `feature_list`"
             )
+    if isinstance(config, RunConfig) and config.format == "avro":
+        raise ConfigError(
+            "format: avro: not on Spark; write Parquet, then `gdmix convert model` and `rows`"
+        )
+    for name in config.judged_on_validation:
+        raise ConfigError(
+            f"coordinates.{name}.training.judge_on_validation: not on Spark; use inner_split"
+        )
     for name, spec in config.coordinates.items():
         lacks = isinstance(spec, ExternalScores) and spec.validation is None
         if lacks and validation is not None:
@@ -298,6 +308,8 @@ def _settled(
     dropped = {}
     for role, reading in readings.items():
         own = [f[role] for f in facts]
+        unknown = sum((f.unknown for f in own), Counter[str]())
+        report_unknown(reading.label, reading.rows.bags, unknown)
         n = sum(f.n_rows for f in own)
         config, names = reading.config, reading.schema.names
         if config.validate_mode == "off":
@@ -617,8 +629,7 @@ class SparkWorkspace:
         self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
     ) -> None:
         """Write every coordinate's scores of the final models, a part from each home."""
-        if avro is not None:
-            raise ConfigError("format: avro: not on Spark; write Parquet, then `gdmix convert`")
+        assert avro is None, "checked before rows are read"
         names: dict[str, list[str]] = {}
         for name in self._config.coordinates:
             names[name] = []

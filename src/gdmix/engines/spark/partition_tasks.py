@@ -7,6 +7,7 @@ its entities. Both are `Dataset`s, and what fits and scores them is what does so
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,6 +118,8 @@ class Facts:
         Number of rows.
     findings
         What is wrong with them.
+    unknown
+        By bag, number of values of features that the index does not know.
     again
         Numbers and uids of the rows whose uid an earlier row has.
     classes
@@ -125,6 +128,7 @@ class Facts:
 
     n_rows: int
     findings: Findings
+    unknown: Counter[str]
     again: tuple[I64, I64]
     classes: tuple[bool, bool]
 
@@ -160,12 +164,13 @@ def encode(
     """Yield rows as arrays, addressed to their homes, and what is wrong with them."""
     config = reading.config
     uid = config.columns.column("uid")
-    findings = Findings(reading.label)
+    findings, unknown = Findings(reading.label), Counter[str]()
     for number, (first, table) in enumerate(reading.kept(tables)):
-        rows, own = encode_rows(
+        rows, own, left_out = encode_rows(
             reading.source(table), reading.rows, indices, config.task, config.validate_mode, first
         )
         findings.merge(own)
+        unknown.update(left_out)
         numbers = np.arange(first, first + rows.n_rows)
         numbers[own.rows_with(uid, NO_VALUE) - first] = -1
         route = Route.to(homes_of(rows.uid, reading.homes), reading.homes)
@@ -174,7 +179,7 @@ def encode(
             chosen = route.rows(int(home))
             part = take_rows(rows, chosen), numbers[chosen]
             yield from messages(addressed(int(home), role, place, part))
-    yield from messages(addressed(0, f"{role} findings", partition, findings))
+    yield from messages(addressed(0, f"{role} findings", partition, (findings, unknown)))
 
 
 def arrive(
@@ -194,14 +199,17 @@ def arrive(
         rows = concatenated([own for own, _ in parts])
         numbers = np.concatenate([own for _, own in parts])
         heads[role], bags[role] = replace(rows, bags={}), rows.bags
-        findings = Findings(reading.label)
-        for own in found.get(f"{role} findings", {}).values():
+        findings, unknown = Findings(reading.label), Counter[str]()
+        for own, left_out in found.get(f"{role} findings", {}).values():
             findings.merge(own)
+            unknown.update(left_out)
         known = np.flatnonzero(numbers >= 0)
         again = known[repeated(rows.uid[known])]
         used = rows.response[rows.weight > 0.0]
         classes = bool((used > 0).any()), bool((used <= 0).any())
-        facts[role] = Facts(rows.n_rows, findings, (numbers[again], rows.uid[again]), classes)
+        facts[role] = Facts(
+            rows.n_rows, findings, unknown, (numbers[again], rows.uid[again]), classes
+        )
     yield from addressed(home, HEAD, home, heads)
     yield from addressed(home, BAGS, home, bags)
     yield from addressed(home, FACTS, home, facts)
