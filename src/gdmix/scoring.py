@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,13 +11,12 @@ from gdmix.config import DEFAULT_METRICS, ModelConfig, SparkConfig, Task, Valida
 from gdmix.data.dataset import load_rows
 from gdmix.data.join import join_rows
 from gdmix.data.read import open_rows
-from gdmix.data.score_files import read_scores, score_tables, without, write_scores
+from gdmix.data.score_files import read_scores, write_scores
 from gdmix.errors import ConfigError, did_you_mean
 from gdmix.evaluation.evaluate import evaluate
-from gdmix.glm.losses import inverse_link
 from gdmix.glm.threads import available_threads
 from gdmix.model.any_model import read_any_model
-from gdmix.model.uncertainty import drawn, standard_errors
+from gdmix.model.score_rows import ScoreColumns, score_rows
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,8 @@ def score_to_file(
     rows = load_rows(
         source, model.row_schema(), model.indices, model.task, validate, threads=threads
     )
-    parts = model.components(rows, threads, external)
-    total = sum(parts.values(), rows.offset)
-    columns = {f"score:{name}": score for name, score in parts.items()} if components else {}
-    columns["prediction"] = inverse_link(model.loss, total)
-    if std_error:
-        columns["std_error"] = standard_errors(model, rows, threads)
-    if sample is not None:
-        linear = drawn(model, rows, sample).linear
-        parts |= {name: coordinate.score(rows, threads) for name, coordinate in linear.items()}
-        columns["sample"] = inverse_link(model.loss, sum(parts.values(), rows.offset))
-    rows = replace(rows, keys=without(rows.keys, model.text_keys))
-    path = write_scores(score_tables(rows, model.task, total, columns), output)
+    wanted = ScoreColumns(components, std_error, sample)
+    path = write_scores(score_rows(model, rows, wanted, threads, external), output)
     return Scored(path, rows.n_rows)
 
 

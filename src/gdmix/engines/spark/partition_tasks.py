@@ -30,7 +30,7 @@ from gdmix.data.keys import Keys, as_int64
 from gdmix.data.partition import concatenated, key_hashes, take_rows
 from gdmix.data.read import RowSource
 from gdmix.data.schema import RowSchema
-from gdmix.data.score_files import score_tables, write_scores
+from gdmix.data.score_files import score_tables, without, write_scores
 from gdmix.data.validate import NO_VALUE, Findings, repeated
 from gdmix.engines.binding import BoundRows
 from gdmix.engines.spark.exchange import (
@@ -654,7 +654,8 @@ def write_home_scores(
         Coordinate to the names of the scores that it is the sum of.
     """
     own = AtHome.of(home, pieces)
-    for role, rows in own.heads.items():
+    for role, every in own.heads.items():
+        rows = replace(every, keys=without(every.keys, config.text_keys))
         total = own.total(role)
         for name, parts in names.items():
             values = sum((own.scores[part][role] for part in parts), np.zeros(rows.n_rows))

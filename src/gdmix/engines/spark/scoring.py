@@ -17,19 +17,18 @@ from gdmix.config import ModelConfig, ValidateMode
 from gdmix.data.dataset import Dataset, load_rows
 from gdmix.data.join import join_rows
 from gdmix.data.read import RowSource, Source, open_rows
-from gdmix.data.score_files import score_tables, write_scores
+from gdmix.data.score_files import write_scores
 from gdmix.data.write import check_replaceable, replaced_folder
 from gdmix.engines.spark.cluster import Cluster
 from gdmix.engines.spark.exchange import addressed, messages
 from gdmix.engines.spark.session import check_session
 from gdmix.engines.spark.sources import ROW, open_spark_rows
 from gdmix.errors import DataError, OutputError
-from gdmix.glm.losses import inverse_link
 from gdmix.model.any_model import read_any_model
 from gdmix.model.base import CoordinateModel
 from gdmix.model.mixed_model import TrainedModel
+from gdmix.model.score_rows import ScoreColumns, score_rows
 from gdmix.model.stored import StoredModel
-from gdmix.model.uncertainty import drawn, standard_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -47,12 +46,10 @@ class ScoreTask:
     label: str
     schema: pa.Schema
     folder: Path
-    components: bool
+    columns: ScoreColumns
     validate: ValidateMode
     external: Mapping[str, str]
     allow_pickle: bool
-    std_error: bool
-    sample: int | None
 
 
 def score_to_files(
@@ -110,12 +107,10 @@ def score_to_files(
             rows.label,
             pa.schema([rows.schema.field(c) for c in columns]),
             folder.absolute(),
-            components,
+            ScoreColumns(components, std_error, sample),
             validate,
             external or {},
             allow_pickle,
-            std_error,
-            sample,
         )
         messages = rows.map_tables(partial(_score, task), columns, cluster.errors, numbered=True)
         counts = cluster.collect(cluster.received(messages, 1))
@@ -162,19 +157,7 @@ def _tables(task: ScoreTask, rows: Dataset) -> Iterator[pa.Table]:
     models = {n: _of_rows(m, rows) for n, m in task.model.coordinates.items()}
     model = replace(task.model, coordinates=models)
     model = model.with_pickles_trusted() if task.allow_pickle else model
-    parts = model.components(rows, 1, task.external)
-    total = sum(parts.values(), rows.offset)
-    columns: dict[str, F64] = {}
-    if task.components:
-        columns |= {f"score:{name}": score for name, score in parts.items()}
-    columns["prediction"] = inverse_link(model.loss, total)
-    if task.std_error:
-        columns["std_error"] = standard_errors(model, rows, 1)
-    if task.sample is not None:
-        linear = drawn(model, rows, task.sample).linear
-        parts |= {name: own.score(rows, 1) for name, own in linear.items()}
-        columns["sample"] = inverse_link(model.loss, sum(parts.values(), rows.offset))
-    yield from score_tables(rows, model.task, total, columns)
+    yield from score_rows(model, rows, task.columns, 1, task.external)
 
 
 def _of_rows(model: CoordinateModel, rows: Dataset) -> CoordinateModel:
