@@ -261,7 +261,7 @@ def test_after_warmup_nothing_is_left_to_compile(project: Path, train_rows: pa.T
 def test_example(tmp_path: Path, gdmix: Cli, monkeypatch: Any) -> None:
     seen = {}
 
-    def prepare(directory: Path, source: Path | None) -> movielens.MovieLensFiles:
+    def prepare(directory: Path, source: Path | None, by: str) -> movielens.MovieLensFiles:
         seen["source"] = source
         return movielens.MovieLensFiles(directory / "t.parquet", directory / "v.parquet", 80, 20)
 

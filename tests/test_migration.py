@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gdmix import cli
-from gdmix.compat import gdmix_yaml
+from gdmix.compat import detext, gdmix_yaml
 from gdmix.config import ModelConfig
 from gdmix.data import movielens
 from gdmix.data.movielens import GENRES, SCHEMA, MovieLensFiles
@@ -27,7 +27,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
-def tiny_movielens(directory: Path, *, source: Path | None = None) -> MovieLensFiles:
+def tiny_movielens(
+    directory: Path, *, source: Path | None = None, by: str = "rows"
+) -> MovieLensFiles:
     """Write rows as `movielens.prepare` does, of our own making."""
     rng = np.random.default_rng(0)
     sizes = {"train": 800, "validation": 300}
@@ -93,6 +95,7 @@ def test_every_key_is_there() -> None:
         *gdmix_yaml._WITHOUT_MEANING,
         *gdmix_yaml._SHARED,
         *gdmix_yaml._SHARED_WITHOUT_MEANING,
+        *detext.KNOWN,
     } - {"gdmix_config", "fixed_effect_config", "random_effect_config"}
     assert {key for key in known if f"`{key}`" not in TEXT} == set()
 

@@ -137,6 +137,13 @@ class Format(StrEnum):
     avro = "avro"
 
 
+class Split(StrEnum):
+    """What the rows of an example are divided by."""
+
+    rows = "rows"
+    users = "users"
+
+
 class ModelFormat(StrEnum):
     """Formats of models that a command can be asked for."""
 
@@ -666,6 +673,10 @@ def movielens(
         Format,
         typer.Option("--format", help="Also the folders that LinkedIn's GDMix makes of it."),
     ] = Format.parquet,
+    split: Annotated[
+        Split,
+        typer.Option("--split", help="Of GDMix's rows; or of users: those of validation are new."),
+    ] = Split.rows,
     quiet: Quiet = False,
 ) -> None:
     """Fetch MovieLens-100k and prepare rows and configurations."""
@@ -673,7 +684,8 @@ def movielens(
     from gdmix.data.movielens_gdmix import write_gdmix_folders
 
     with _progress("fetching MovieLens-100k", None, quiet):
-        files = prepare(directory, source=source)
+        by: Literal["rows", "users"] = "users" if split is Split.users else "rows"
+        files = prepare(directory, source=source, by=by)
         configurations = write_configurations(directory)
         if kind is not Format.parquet:
             records: Literal["avro", "tfrecord"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gdmix.compat import detext
 from gdmix.config import ModelConfig, RunConfig, read_yaml
 from gdmix.data.read import open_rows
 from gdmix.errors import ConfigError, did_you_mean
@@ -58,11 +59,14 @@ _SHARED: dict[str, type] = {
 _SHARED_WITHOUT_MEANING = (
     *("action", "stage", "training_score_dir", "validation_score_dir", "partition_list_file"),
 )
-_DETEXT = (
-    "'detext' is a model of text, which is not trained here; bring its scores in, with a "
-    "configuration of ours: `type: external_scores`"
-)
-_WORDS = {str: "text", float: "a number", int: "a whole number", bool: "true or false"}
+_WORDS: dict[Any, str] = {
+    str: "text",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    (str, list): "a name or a list of names",
+    (int, list, str): "a number or a list of numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,11 @@ class _Coordinate:
     keys: dict[str, Any]
     shared: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_detext(self) -> bool:
+        """Whether it is a network."""
+        return not self.entity and self.shared.get("model_type") == detext.MODEL_TYPE
+
 
 class _GdmixFile:
     """A GDMix file on its way to ours."""
@@ -161,7 +170,9 @@ class _GdmixFile:
             key
             for c in self._coordinates
             for key in (*c.keys, *c.shared)
-            if key in meaningless or key == _VARIANCE[not c.entity]
+            if key in meaningless
+            or key == _VARIANCE[not c.entity]
+            or (c.is_detext and key in c.keys and key in detext.WITHOUT_MEANING)
         )
         if ignored:
             self.notes.append(f"ignored, as nothing here depends on them: {', '.join(ignored)}")
@@ -180,7 +191,7 @@ class _GdmixFile:
                 where = f"{place}.{key}" if place else key
                 self._mistakes.append(f"{where}: unknown key{hint}")
 
-    def _check_types(self, place: str, keys: Mapping[str, Any], known: Mapping[str, type]) -> None:
+    def _check_types(self, place: str, keys: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         for key, value in keys.items():
             kind = known.get(key, object)
             if value is None or isinstance(value, kind) and not _is_odd_bool(value, kind):
@@ -204,11 +215,14 @@ class _GdmixFile:
             if not isinstance(keys, Mapping):
                 self._mistakes.append(f"{place}: should hold keys and values")
                 continue
-            shared = keys.get("gdmix_config")
-            if isinstance(shared, Mapping) and shared.get("model_type") == "detext":
-                self._mistakes.append(f"{place}.gdmix_config.model_type: {_DETEXT}")
-                continue
             entity = section == "random_effect_config"
+            shared = keys.get("gdmix_config")
+            if isinstance(shared, Mapping) and shared.get("model_type") == detext.MODEL_TYPE:
+                found += [self._network(str(name), place, keys, shared)] if not entity else []
+                if entity:
+                    what = f"{place}.gdmix_config.model_type: '{detext.MODEL_TYPE}'"
+                    self._mistakes.append(f"{what} is for the fixed effect")
+                continue
             known = _COORDINATE | (_RANDOM if entity else {})
             self._check_keys(place, keys, (*known, *_SOLVER, *_WITHOUT_MEANING))
             self._check_types(place, keys, known)
@@ -220,11 +234,29 @@ class _GdmixFile:
                 self._mistakes.append(f"{what} is none of {', '.join(_VARIANCES)}")
             keys = {k: v for k, v in keys.items() if v is not None}
             shared = dict(shared) if isinstance(shared, Mapping) else {}
-            inside = f"{place}.gdmix_config"
-            self._check_keys(inside, shared, (*_SHARED, *_SHARED_WITHOUT_MEANING))
-            self._check_types(inside, shared, _SHARED)
+            self._check_shared(place, shared)
             found.append(_Coordinate(str(name), place, entity, keys, shared))
         return found
+
+    def _check_shared(self, place: str, shared: Mapping[str, Any]) -> None:
+        inside = f"{place}.gdmix_config"
+        self._check_keys(inside, shared, (*_SHARED, *_SHARED_WITHOUT_MEANING))
+        self._check_types(inside, shared, _SHARED)
+
+    def _network(
+        self, name: str, place: str, keys: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> _Coordinate:
+        """Return a DeText model, its rows named as those of other coordinates are."""
+        self._check_keys(place, keys, ("gdmix_config", *detext.KNOWN))
+        self._check_types(place, keys, detext.MAPPED)
+        self._check_shared(place, shared)
+        if not keys.get("train_file"):
+            self._mistakes.append(f"{place}.train_file: is required")
+        own = {k: v for k, v in keys.items() if v is not None and k != "gdmix_config"}
+        own["training_data_dir"] = own.get("train_file", "")
+        if own.get("dev_file"):
+            own["validation_data_dir"] = own["dev_file"]
+        return _Coordinate(name, place, False, own, dict(shared))
 
     def to_tree(self) -> dict[str, Any]:
         """Return the same in our keys; it opens the rows, to see which columns there are.
@@ -247,13 +279,22 @@ class _GdmixFile:
         data = self._data()
         self._stop()
         names = open_rows(first.keys["training_data_dir"]).schema.names
-        columns = {"uid": uid, "response": label}
+        network = self._translated(first, names, label) if first.is_detext else None
+        columns = {"uid": uid, "response": network.label if network else label}
         weight = first.shared.get("weight_column_name")
         offset = first.keys.get("offset_column_name")
         # GDMix, too, does without those that the rows don't have.
         columns |= {"weight": weight} if weight in names else {}
         columns |= {"offset": offset} if offset in names else {}
-        bags = {c.name: self._bag(c) for c in self._coordinates}
+        bags = {c.name: self._bag(c) for c in self._coordinates if not c.is_detext}
+        specs = {
+            c.name: self._spec(c, task, list(bags[c.name]))
+            for c in self._coordinates
+            if not c.is_detext
+        }
+        if network:
+            bags = {first.name: network.bags, **bags}
+            specs = {first.name: network.spec, **specs}
         self._stop()
         score = first.shared.get("prediction_score_column_name", "predictionScore")
         own = first.shared.get(
@@ -265,9 +306,7 @@ class _GdmixFile:
             "data": data,
             "columns": columns,
             "features": {name: bag for found in bags.values() for name, bag in found.items()},
-            "coordinates": {
-                c.name: self._spec(c, task, list(bags[c.name])) for c in self._coordinates
-            },
+            "coordinates": specs,
             "output": self._output,
             "format": "avro",
             "avro": {
@@ -277,11 +316,20 @@ class _GdmixFile:
             },
         }
 
+    def _translated(self, c: _Coordinate, names: list[str], label: str) -> detext.Detext:
+        return detext.translate(
+            c.keys, names, label, c.place, self._mistakes.append, self.notes.append
+        )
+
     def _one(self, key: str, default: str) -> Any:
         """Return what all coordinates say of a key that is one for the whole run here."""
-        first = self._coordinates[0]
+        of_linear = [c for c in self._coordinates if not c.is_detext]
+        among = of_linear if key == "model_type" else self._coordinates
+        if not among:
+            return default
+        first = among[0]
         value = first.shared.get(key, default)
-        for c in self._coordinates[1:]:
+        for c in among[1:]:
             if c.shared.get(key, value) != value:
                 self._mistakes.append(
                     f"{c.place}.gdmix_config.{key}: '{c.shared[key]}', but '{value}' in "

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +112,8 @@ SCHEMA = pa.schema(
 
 TRAIN_ROWS = 79_959
 VALIDATION_ROWS = 20_041
+TRAIN_ROWS_BY_USERS = 78_059
+VALIDATION_ROWS_BY_USERS = 21_941
 
 _README = """\
 MovieLens-100k, prepared by gdmix as LinkedIn's GDMix prepares it.
@@ -163,7 +166,9 @@ class RawTables:
     users: pa.Table
 
 
-def prepare(directory: Path, *, source: Path | None = None) -> MovieLensFiles:
+def prepare(
+    directory: Path, *, source: Path | None = None, by: Literal["rows", "users"] = "rows"
+) -> MovieLensFiles:
     """Write `train.parquet`, `validation.parquet` and `README.txt` into a directory.
 
     Nothing is fetched or written if both Parquet files are already there and complete.
@@ -176,11 +181,13 @@ def prepare(directory: Path, *, source: Path | None = None) -> MovieLensFiles:
     source
         A local `ml-100k.zip` or recbole wheel to read instead of the network; the files are
         then written anew.
+    by
+        What is split: GDMix's ratings, or users, so that the validation users are unknown.
 
     Returns
     -------
     MovieLensFiles
-        The paths, with 79,959 training and 20,041 validation rows.
+        The paths, with 79,959 training and 20,041 validation rows; by users 78,059 and 21,941.
 
     Raises
     ------
@@ -193,14 +200,14 @@ def prepare(directory: Path, *, source: Path | None = None) -> MovieLensFiles:
     files = MovieLensFiles(
         train=directory / "train.parquet",
         validation=directory / "validation.parquet",
-        train_rows=TRAIN_ROWS,
-        validation_rows=VALIDATION_ROWS,
+        train_rows=TRAIN_ROWS if by == "rows" else TRAIN_ROWS_BY_USERS,
+        validation_rows=VALIDATION_ROWS if by == "rows" else VALIDATION_ROWS_BY_USERS,
     )
     if source is None and _is_complete(files):
         _log.info("MovieLens-100k is already prepared in %s", directory)
         return files
     raw = fetch() if source is None else read_source(Path(source))
-    train, validation = split(prepared_table(raw))
+    train, validation = split(prepared_table(raw), by)
     try:
         _write(files, train, validation)
     except OSError as error:
@@ -219,7 +226,10 @@ _CONFIGURATIONS = (
     "movielens_tune.yaml",
     "movielens_lightgbm.yaml",
     "movielens_best.yaml",
+    "movielens_deep_gdmix.yaml",
     "movielens_deep.yaml",
+    "movielens_deep_crossed.yaml",
+    "movielens_deep_items.yaml",
 )
 
 
@@ -438,20 +448,26 @@ def train_mask(rows: int) -> npt.NDArray[np.bool_]:
     return np.random.RandomState(0).uniform(0, 1, rows) < 0.8
 
 
-def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+def split(table: pa.Table, by: Literal["rows", "users"] = "rows") -> tuple[pa.Table, pa.Table]:
     """Split the prepared rows into a training and a validation part, each in order.
 
     Parameters
     ----------
     table
         All rows, in the order of `uid`.
+    by
+        Whether rows are drawn, or users with all their rows.
 
     Returns
     -------
     train, validation : pyarrow.Table
-        About 80 and 20 percent of the rows, see `train_mask`.
+        About 80 and 20 percent of the rows, or of the users, see `train_mask`.
     """
-    mask = train_mask(len(table))
+    if by == "rows":
+        mask = train_mask(len(table))
+    else:
+        users, of_row = np.unique(table["user_id"].to_numpy(), return_inverse=True)
+        mask = train_mask(users.size)[of_row]
     return table.filter(pa.array(mask)), table.filter(pa.array(~mask))
 
 

@@ -3,7 +3,8 @@
     global|per_user|per_movie/featureList/<folder>              lines name,term
                               metadata/tensor_metadata.json
                               trainingData/, validationData/    TFRecord, or Avro
-    lr-movieLens.yaml
+    detext/vocab.txt, trainingData/, validationData/              TFRecord, with DeText's names
+    lr-movieLens.yaml, detext-movieLens.yaml
 
 Each folder has all rows, with the features of one coordinate: of users and movies, of movies, of
 users. In Avro they are lists of name, term and value, and ids are entries of `metadataMap`.
@@ -11,7 +12,8 @@ users. In Avro they are lists of name, term and value, and ids are entries of `m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +43,8 @@ FOLDERS = {
     "per_movie": USER_FEATURES,
 }
 _LEAST = 1e-6  # a value not above it is left out
+_LAST_PARENTHESIS = re.compile(r"\([^)]*\)$")
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _ROWS = 1 << 14
 
 _AVRO: dict[str, Any] = {
@@ -88,12 +92,47 @@ def write_gdmix_folders(files: MovieLensFiles, kind: Literal["tfrecord", "avro"]
             )
             for split, table in tables.items():
                 _write_rows(table, folder, features, place / split, kind)
-    text = resources.files("gdmix") / "examples" / "gdmix" / "lr-movieLens.yaml"
-    configuration = directory / "lr-movieLens.yaml"
-    with atomic_file(configuration) as temporary:
-        content = text.read_text(encoding="utf-8").replace('"movieLens/', f'"{directory}/')
-        temporary.write_text(content, encoding="utf-8")
-    return configuration
+    names = ["lr-movieLens.yaml"]
+    if kind == "tfrecord":
+        _write_detext(directory, splits, tables)
+        names.append("detext-movieLens.yaml")
+    for name in names:
+        text = resources.files("gdmix") / "examples" / "gdmix" / name
+        with atomic_file(directory / name) as temporary:
+            content = text.read_text(encoding="utf-8").replace('"movieLens/', f'"{directory}/')
+            temporary.write_text(content, encoding="utf-8")
+    return directory / names[0]
+
+
+def _write_detext(
+    directory: Path, splits: Mapping[str, Path], tables: Mapping[str, pa.Table]
+) -> None:
+    """Write the rows as DeText wants them: titles, features from number 1, a float response."""
+    files = {"trainingData": "train_data.tfrecord", "validationData": "test_data.tfrecord"}
+    with replaced_folder(directory / "detext") as place:
+        words = {word for table in tables.values() for t in _titles(table) for word in t.split()}
+        with atomic_file(place / "vocab.txt") as temporary:
+            lines = ["[PAD]", "[UNK]", *sorted(words)]
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for split in splits:
+            table = tables[split]
+            stops, indices, values = _indexed(table, FOLDERS["global"])
+            columns = {
+                "wide_ftrs_sp_indices0": pa.ListArray.from_arrays(
+                    pa.array(stops), pa.array(indices + 1)
+                ),
+                "wide_ftrs_sp_values": pa.ListArray.from_arrays(pa.array(stops), pa.array(values)),
+                "response": table["response"].cast(pa.float32()),
+                "doc_query": pa.array(_titles(table)),
+                **{c: table[c] for c in ("user_id", "movie_id", "uid")},
+            }
+            write_examples(place / split / files[split], pa.table(columns).to_batches(_ROWS))
+
+
+def _titles(table: pa.Table) -> list[str]:
+    """Return titles as GDMix has them: small letters, no year, blanks for punctuation."""
+    titles = (_LAST_PARENTHESIS.sub("", title.lower()) for title in table["title"].to_pylist())
+    return [" ".join(_PUNCTUATION.sub(" ", title).split()) for title in titles]
 
 
 def _metadata(bag: str, size: int, rows: int) -> TensorMetadata:

@@ -14,6 +14,9 @@ from gdmix.errors import DataError, did_you_mean
 
 FeatureKind = Literal["numeric", "categorical", "multi_hot", "dense", "ntv"]
 
+# What the columns of indices and of values end with: GDMix's, and two of DeText.
+_PAIRS = (("_indices", "_values"), ("_indices0", "_values"), ("_idx", "_val"))
+
 KEY_HINT = "an integer or a string"
 FEATURE_HINT = (
     "a number, a string, a list of strings, a fixed-size list of floats, "
@@ -142,23 +145,38 @@ class BagSource:
     @property
     def feature(self) -> str:
         """Name of its features, where they don't bring their own."""
-        return self.column if self.values is None else self.column[: -len("_indices")]
+        return self.column if self.values is None else _stem_of(self.column)[0]
 
 
 def bag_sources(bag: FeatureBag, types: Mapping[str, pa.DataType]) -> list[BagSource]:
     """Take a bag apart into its sources, given the columns' types."""
     sources = []
+    pairs = _pairs_of(bag)
     for column in bag.columns:
-        if column.endswith("_values") and f"{column[:-7]}_indices" in bag.columns:
+        if column in pairs.values():
             continue
-        partner = f"{column[:-8]}_values" if column.endswith("_indices") else ""
-        if partner in bag.columns:
-            sources.append(BagSource(column, "indexed", partner))
+        if column in pairs:
+            sources.append(BagSource(column, "indexed", pairs[column]))
         else:
             kind = feature_kind(types[column])
             assert kind is not None, column
             sources.append(BagSource(column, kind))
     return sources
+
+
+def _stem_of(column: str) -> tuple[str, str]:
+    """Return what a pair's columns have in common, and the name of the values; else nothing."""
+    for indices, values in _PAIRS:
+        if column.endswith(indices):
+            stem = column.removesuffix(indices)
+            return stem, stem + values
+    return "", ""
+
+
+def _pairs_of(bag: FeatureBag) -> dict[str, str]:
+    """Return the columns of values by those of indices."""
+    found = {column: _stem_of(column)[1] for column in bag.columns}
+    return {column: values for column, values in found.items() if values in bag.columns}
 
 
 def feature_kind(kind: pa.DataType) -> FeatureKind | None:
@@ -245,14 +263,14 @@ def _wrong_types(rows: RowSchema, types: Mapping[str, pa.DataType], source: str)
         if column in types:
             expect(column, is_scalar_number(types[column]), "a number, as it is put into bins")
     for bag in rows.bags.values():
+        pairs = _pairs_of(bag)
         for column in (c for c in bag.columns if c in types):
-            stem, _, ending = column.rpartition("_")
             kind = types[column]
             item = kind.value_type if is_list(kind) else None
-            if ending == "indices" and f"{stem}_values" in bag.columns:
+            if column in pairs:
                 good = item is not None and (pat.is_integer(item) or pat.is_null(item))
                 expect(column, good, "a list of integers")
-            elif ending == "values" and f"{stem}_indices" in bag.columns:
+            elif column in pairs.values():
                 good = item is not None and (_is_number(item) or pat.is_null(item))
                 expect(column, good, "a list of numbers")
             else:
