@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +445,15 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
         trained(logistic_rows(), Training(steps=1), checkpoint=path)
 
 
+@pytest.fixture
+def plain_interrupts() -> Iterator[None]:
+    """Undo what others, such as PySpark, have made of Ctrl-C in this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("plain_interrupts")
 def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     training = Training(epochs=4, batch_size=50)
     whole, wanted = trained(logistic_rows(), training)
