@@ -3,7 +3,7 @@
     <output's folder>/.<output>.unfinished/
       run.yaml, run.log
       checkpoint/state.json             history, and which files hold which models; written last
-      checkpoint/<coordinate>.<step>/   a model, as in the model folder
+      checkpoint/<coordinate>.<step>/   a model, as in the model folder (on Spark in Arrow files)
 
 A state that exists is whole: models are written under new names, then the state that names them
 replaces the one before it in a single step, then what it no longer names is removed.

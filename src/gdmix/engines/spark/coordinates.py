@@ -26,13 +26,13 @@ from gdmix.engines.spark.partition_tasks import (
     Layout,
     come_home,
     curvature,
+    finish,
     fit,
     lay_out,
     rescale_variances,
     score,
     shift,
     total_columns,
-    unite,
 )
 from gdmix.engines.spark.scores import Offsets
 from gdmix.model.base import CoordinateModel
@@ -194,10 +194,13 @@ class SparkCoordinate:
         done = self.cluster.map(self.prepared, partial(lay_out, self._task(stored, folder)))
         return self.in_parts(folder, self.cluster.collect(of_kind(done, FACTS))[0]["entry"])
 
-    def joined(self, fitted: CoordinateModel, held: StoredModel) -> StoredModel:
-        """Return a model and those of other entities, which lie in the parts of this layout."""
-        folder, own = self.work.new(self.layout.name), self.own(fitted)
-        self._on_parts(partial(unite, own, held, folder))
+    def finished(self, fitted: CoordinateModel, held: StoredModel | None) -> CoordinateModel:
+        """Return a model as it is to stay, with those of other entities, in the same parts."""
+        own = self.own(fitted)
+        if own.type != "random_effect":
+            return fitted
+        folder = self.work.new(self.layout.name)
+        self._on_parts(partial(finish, own, held, folder))
         entry = {k: v for k, v in own.entry.items() if k != "layout"}
         return self.work.model(folder, entry)
 

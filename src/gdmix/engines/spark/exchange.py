@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gdmix import memory
 from gdmix.data.keys import Keys
 from gdmix.data.partition import key_hashes
 from gdmix.errors import EngineError
@@ -33,6 +34,9 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 _BYTES_PER_PIECE = 1 << 23
+_ALIGNED = 64  # bytes: kernels are compiled for arrays that begin at such places
+
+Packed = Any  # bytes, or what becomes bytes when it is pickled
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,24 @@ class Piece:
     part
         Number of this part of it: the JVM copies pieces, which must not be too large for it.
     payload
-        It, or a part, packed.
+        It, or a part, packed: of the first part a plan, of each a stretch of its arrays.
     """
 
     kind: str
     source: int
     part: int
-    payload: bytes
+    payload: tuple[Packed, ...]
 
     def to_bytes(self) -> bytes:
         """Return it as one string of bytes."""
-        return b"%s|%d|%d|%b" % (self.kind.encode(), self.source, self.part, self.payload)
+        return pickle.dumps(self, protocol=5)
 
     @staticmethod
     def from_bytes(data: bytes | bytearray) -> Piece:
         """Return what `to_bytes` has packed."""
-        kind, source, part, payload = bytes(data).split(b"|", 3)
-        return Piece(kind.decode(), int(source), int(part), payload)
+        piece = pickle.loads(data)
+        assert isinstance(piece, Piece)
+        return piece
 
 
 Addressed = tuple[int, Piece]
@@ -72,10 +77,24 @@ Task = Callable[..., Iterator[Addressed]]
 
 
 def addressed(target: int, kind: str, source: int, content: Any) -> Iterator[Addressed]:
-    """Pack something, in as many pieces as it takes, addressed to a partition."""
-    payload = pickle.dumps(content, protocol=5)
-    for part, first in enumerate(range(0, len(payload), _BYTES_PER_PIECE)):
-        yield target, Piece(kind, source, part, payload[first : first + _BYTES_PER_PIECE])
+    """Pack something, in as many pieces as it takes, addressed to a partition.
+
+    Arrays are not copied, but where pieces are written: they must not change until then.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    plan = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    part, room, payload = 0, _BYTES_PER_PIECE, list[Packed]()
+    payload.append(pickle.dumps((plan, [view.nbytes for view in views])))
+    for view in views:
+        while view.nbytes > room:
+            payload.append(pickle.PickleBuffer(view[:room]))
+            yield target, Piece(kind, source, part, tuple(payload))
+            view, part, room, payload = view[room:], part + 1, _BYTES_PER_PIECE, []
+        if view.nbytes:
+            payload.append(pickle.PickleBuffer(view))
+            room -= view.nbytes
+    yield target, Piece(kind, source, part, tuple(payload))
 
 
 def messages(pieces: Iterable[Addressed]) -> Iterator[tuple[int, bytes]]:
@@ -102,7 +121,22 @@ def opened(pieces: Iterable[Addressed]) -> dict[str, dict[int, Any]]:
 
 def _put_together(parts: list[Piece]) -> Any:
     parts.sort(key=lambda own: own.part)
-    return pickle.loads(parts[0].payload if len(parts) == 1 else b"".join(p.payload for p in parts))
+    first, *stretches = (stretch for own in parts for stretch in own.payload)
+    plan, sizes = pickle.loads(first)
+    # One block for all arrays: they can be written to, unlike what they came in.
+    begins = memory.pointers(
+        np.array([-(-size // _ALIGNED) * _ALIGNED for size in sizes], np.int64)
+    )
+    block = memory.empty(int(begins[-1]), np.uint8)
+    arrays = [block[begin : begin + size] for begin, size in zip(begins, sizes, strict=False)]
+    waiting = iter(stretches)
+    for array in arrays:
+        filled = 0
+        while filled < array.size:
+            stretch = np.frombuffer(next(waiting), np.uint8)
+            array[filled : filled + stretch.size] = stretch
+            filled += stretch.size
+    return pickle.loads(plan, buffers=arrays)
 
 
 def of_kind(pieces: Pieces, *kinds: str) -> Pieces:

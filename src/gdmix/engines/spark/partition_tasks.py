@@ -46,7 +46,12 @@ from gdmix.glm.columns import column_totals, shift_columns
 from gdmix.glm.losses import total_loss
 from gdmix.glm.random_bits import mixed
 from gdmix.model.base import CoordinateModel
-from gdmix.model.coefficient_files import part_file, read_random, write_coefficients
+from gdmix.model.coefficient_files import (
+    part_file,
+    read_random,
+    write_coefficients,
+    write_passing,
+)
 from gdmix.model.coefficients import RandomCoefficients
 from gdmix.model.linear import LinearModel, united
 from gdmix.model.mixed_model import LOSSES
@@ -355,7 +360,7 @@ def prepare(
 def write_part(model: CoordinateModel, folder: Path, partition: int) -> None:
     """Write what a partition has of a model."""
     if isinstance(model, LinearModel) and isinstance(model.coefficients, RandomCoefficients):
-        write_coefficients(model.coefficients, folder, partition)
+        write_passing(model.coefficients, folder, partition)
     else:
         model.write(folder)
 
@@ -495,14 +500,14 @@ def lay_out(task: FitTask, partition: int, pieces: Iterable[Addressed]) -> Itera
     yield from addressed(partition, FACTS, partition, {"entry": model.describe()})
 
 
-def unite(
-    fitted: StoredModel, held: StoredModel, folder: Path, partition: int
+def finish(
+    fitted: StoredModel, held: StoredModel | None, folder: Path, partition: int
 ) -> Iterator[Addressed]:
-    """Write a part of a model, with the earlier models of entities that have no rows."""
+    """Write a part of a model to stay, with the earlier models of entities that have no rows."""
     model = _of_part(fitted, partition)
-    if part_file(held.folder, partition).exists():
+    if held is not None and part_file(held.folder, partition) is not None:
         model = united(model, _of_part(held, partition))
-    write_part(model, folder, partition)
+    write_coefficients(model.coefficients, folder, partition)
     yield from addressed(partition, FACTS, partition, None)
 
 
@@ -513,7 +518,7 @@ def rescale_variances(
     coefficients = read_random(source.folder, partition)
     assert coefficients.variances is not None
     scaled = replace(coefficients, variances=coefficients.variances * factor)
-    write_coefficients(scaled, folder, partition)
+    write_passing(scaled, folder, partition)
     yield from addressed(partition, FACTS, partition, None)
 
 
@@ -529,7 +534,7 @@ def shift(source: StoredModel, folder: Path, by_column: F64, partition: int) -> 
     """Write a part of a model less a shift of each column."""
     coefficients = read_random(source.folder, partition)
     shift_columns(coefficients.columns, by_column, coefficients.values)
-    write_coefficients(coefficients, folder, partition)
+    write_passing(coefficients, folder, partition)
     yield from addressed(partition, FACTS, partition, None)
 
 

@@ -7,6 +7,7 @@ Spark would try the task again, four times, and fail with a stack trace of the J
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -19,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -52,6 +53,9 @@ _OWN = {
     "spark.ui.showConsoleProgress": "false",
     "spark.dynamicAllocation.enabled": "false",
     "spark.python.worker.reuse": "true",
+    "spark.python.daemon.module": "gdmix.engines.spark.daemon",
+    # Numbers compress badly, and are read from the disk for every step.
+    "spark.rdd.compress": "false",
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
     # A task has one core: the threads of numeric libraries would fight over it.
@@ -238,7 +242,7 @@ class TaskErrors:
 
         @wraps(function)
         def guarded(*arguments: Any) -> Iterator[Any]:
-            _silence()
+            _settle_in()
             try:
                 yield from function(*arguments)
             except GdmixError as error:
@@ -332,11 +336,14 @@ def _partition() -> int:
     return context.partitionId() if context is not None else 0
 
 
-def _silence() -> None:
-    """Leave messages to the driver: here they would go to a terminal, once for each task."""
+@cache
+def _settle_in() -> None:
+    """Make a worker process ready for tasks, once."""
+    # Messages are the driver's: here they would go to a terminal, once for each task.
     log.propagate = False
     if not log.handlers:
         log.addHandler(logging.NullHandler())
+    gc.freeze()  # what all modules consist of; PySpark collects garbage after every task
 
 
 def _of_program() -> SparkSession | None:

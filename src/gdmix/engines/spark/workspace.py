@@ -286,12 +286,11 @@ class SparkWorkspace:
         for name in config.coordinates:
             if name in self._external:
                 whole[name] = self._external[name]
-            elif name not in self._held:
-                whole[name] = models[name]
             elif name not in models:
                 whole[name] = self._held[name]
             else:
-                whole[name] = self.coordinates[name].joined(models[name], self._held[name])
+                held = self._held.get(name)
+                whole[name] = self.coordinates[name].finished(models[name], held)
         return TrainedModel(
             config.task,
             config.columns,
