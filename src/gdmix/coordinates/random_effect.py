@@ -22,7 +22,13 @@ from gdmix.coordinates.uncertainty import (
     kinds_of,
     needs_matrices,
 )
-from gdmix.data.active_rows import ActiveRows, RowLimits, choose_rows, sample_negatives
+from gdmix.data.active_rows import (
+    ActiveRows,
+    RowLimits,
+    RowsElsewhere,
+    choose_rows,
+    sample_negatives,
+)
 from gdmix.data.dataset import Dataset
 from gdmix.data.entity_blocks import (
     GroupedRows,
@@ -65,6 +71,8 @@ class RandomEffectCoordinate:
         Of the sample of active rows.
     prior
         An earlier model to start from and to stay near.
+    elsewhere
+        Passive rows of these entities that are scored by someone else.
 
     Attributes
     ----------
@@ -82,6 +90,7 @@ class RandomEffectCoordinate:
         regularization: Regularization,
         seed: int = 0,
         prior: EarlierModel | None = None,
+        elsewhere: RowsElsewhere | None = None,
     ) -> None:
         self._spec, self._loss, self._threads = spec, loss, threads
         keys = train.keys[spec.key]
@@ -91,7 +100,10 @@ class RandomEffectCoordinate:
             stands = sample_negatives(
                 train.uid, train.response, spec.negative_sampling, seed, spec.name
             )
-        chosen = choose_rows(keys.codes, len(keys.values), train.uid, train.weight, limits, stands)
+        further = None if elsewhere is None else elsewhere.counts
+        chosen = choose_rows(
+            keys.codes, len(keys.values), train.uid, train.weight, limits, stands, further
+        )
         _report(spec.name, chosen, len(keys.values))
         self._keys, self._chosen = keys, chosen.entities
         self._entities = keys.values.take(pa.array(chosen.entities))
@@ -126,6 +138,8 @@ class RandomEffectCoordinate:
         without = model < 0
         if without.any():
             self.uncovered |= columns_of_rows(design, without)
+        if elsewhere is not None:
+            self._uncover(elsewhere)
         self._validation = None
         if validation is not None:
             numbers = entity_numbers(validation.keys[spec.key], self._entities, spec.key)
@@ -243,6 +257,16 @@ class RandomEffectCoordinate:
         theirs = model.coefficients
         assert isinstance(theirs, RandomCoefficients)
         return with_columns(self._rows, theirs.indptr, theirs.columns, self._numbers_in(model))
+
+    def _uncover(self, elsewhere: RowsElsewhere) -> None:
+        """Mark the columns of rows elsewhere that their entity has no coefficient of."""
+        ends = self._rows.block.coefficient_ptr
+        for entity, columns in elsewhere.columns.items():
+            place = int(np.searchsorted(self._chosen, entity))
+            known = self._rows.columns[:0]
+            if place < self._chosen.size and self._chosen[place] == entity:
+                known = self._rows.columns[ends[place] : ends[place + 1]]
+            self.uncovered[np.setdiff1d(columns, known)] = True
 
     def _check_room(self, kinds: Collection[CurvatureKind]) -> None:
         if needs_matrices(kinds):

@@ -70,6 +70,30 @@ class ActiveRows:
     weight: F64
 
 
+@dataclass(frozen=True)
+class RowsElsewhere:
+    """Rows of some entities that lie in another place, and are only scored.
+
+    Attributes
+    ----------
+    counts
+        (entities,) how many of each entity's there are; without those that stand for none.
+    columns
+        The coordinate columns that such rows have, by number of the entity; under -1 those of
+        entities that have no other rows.
+    """
+
+    counts: I64
+    columns: dict[int, I64]
+
+
+def draws(uid: I64, seed: int | np.uint64) -> F64:
+    """Return the number from 0 to 1 that decides whether a row is in its entity's sample, (n,)."""
+    result = memory.empty(uid.size)
+    _draw(uid, np.uint64(seed), result)
+    return result
+
+
 def sample_negatives(uid: I64, response: F64, share: float, seed: int, name: str) -> F64:
     """Return (n,) for how many rows each row stands, where only some of response 0 are kept.
 
@@ -83,9 +107,8 @@ def sample_negatives(uid: I64, response: F64, share: float, seed: int, name: str
     name
         Of the coordinate: another one has another sample.
     """
-    stands = memory.empty(uid.size)
     salt = hash_texts(pa.array([f"negatives of {name}"], pa.large_string()))[0]
-    _draw(uid, np.uint64(seed) ^ salt, stands)
+    stands = draws(uid, np.uint64(seed) ^ salt)
     _thin_negatives(response, share, stands)
     return stands
 
@@ -97,6 +120,7 @@ def choose_rows(
     weight: F64,
     limits: RowLimits,
     stands: F64 | None = None,
+    elsewhere: I64 | None = None,
 ) -> ActiveRows:
     """Choose the entities that have a model and the rows that train it.
 
@@ -107,14 +131,18 @@ def choose_rows(
     stands
         (n,) from `sample_negatives`. Rows that stand for none are passive; the limits are those
         of the others.
+    elsewhere
+        (entities,) how many further rows each entity has that no sample has.
     """
+    if elsewhere is None:
+        elsewhere = memory.zeros(n_entities, np.int64)
     if stands is None:
-        return _choose(entity, n_entities, uid, weight, limits)
+        return _choose(entity, uid, weight, limits, elsewhere)
     sampled: I32 = memory.copy(entity)
     sampled[stands == 0.0] = -1
     new_weight = memory.copy(weight)
     new_weight *= stands
-    chosen = _choose(sampled, n_entities, uid, new_weight, limits)
+    chosen = _choose(sampled, uid, new_weight, limits, elsewhere)
     has_model = np.zeros(n_entities, np.bool_)
     has_model[chosen.entities] = True
     model = renumbered(entity, _numbers(has_model))
@@ -123,8 +151,9 @@ def choose_rows(
     return ActiveRows(chosen.entities, chosen.active, passive, chosen.weight)
 
 
-def _choose(entity: I32, n_entities: int, uid: I64, weight: F64, limits: RowLimits) -> ActiveRows:
-    counts = memory.zeros(n_entities, np.int64)
+def _choose(entity: I32, uid: I64, weight: F64, limits: RowLimits, elsewhere: I64) -> ActiveRows:
+    n_entities = elsewhere.size
+    counts: I64 = memory.copy(elsewhere)
     _count_rows(entity, counts)
     has_model = counts >= limits.least
     entities = np.flatnonzero(has_model)
@@ -135,7 +164,7 @@ def _choose(entity: I32, n_entities: int, uid: I64, weight: F64, limits: RowLimi
     if not is_capped.any():
         return ActiveRows(entities, model, None, weight)
     capped = renumbered(entity, _numbers(is_capped))
-    share = _sample(capped, int(np.count_nonzero(is_capped)), uid, limits)
+    share = _sample(capped, uid, limits, elsewhere[is_capped])
     active, passive = memory.empty(entity.size, np.int32), memory.empty(entity.size, np.int32)
     new_weight = memory.copy(weight)
     _divide(model, capped, share, active, passive, new_weight)
@@ -147,14 +176,12 @@ def _numbers(chosen: NDArray[np.bool_]) -> I32:
     return np.where(chosen, np.cumsum(chosen) - 1, -1).astype(np.int32)
 
 
-def _sample(entity: I32, n_entities: int, uid: I64, limits: RowLimits) -> F64:
+def _sample(entity: I32, uid: I64, limits: RowLimits, elsewhere: I64) -> F64:
     """Return (n,) for how many rows each row stands: 0 if it is not in the sample."""
     assert limits.most is not None
-    draws = memory.empty(uid.size)
-    _draw(uid, np.uint64(limits.seed), draws)
-    row_ptr, rows = order_rows(entity, n_entities, rows_in_memory(uid.size, 16))
-    own = rows.gather(draws)
-    _keep_smallest(row_ptr, limits.most, own)
+    row_ptr, rows = order_rows(entity, elsewhere.size, rows_in_memory(uid.size, 16))
+    own = rows.gather(draws(uid, limits.seed))
+    _keep_smallest(row_ptr, elsewhere, limits.most, own)
     return rows.scatter(own)
 
 
@@ -184,16 +211,17 @@ def _thin_negatives(response: F64, share: float, draws: F64) -> None:
 
 
 @kernel
-def _keep_smallest(row_ptr: I64, most: int, draws: F64) -> None:
+def _keep_smallest(row_ptr: I64, elsewhere: I64, most: int, draws: F64) -> None:
     """Replace each entity's draws: the smallest by the rows each stands for, others by 0."""
     for e in range(row_ptr.size - 1):
+        stands = (row_ptr[e + 1] - row_ptr[e] + elsewhere[e]) / most
         own = draws[row_ptr[e] : row_ptr[e + 1]]
         last = kth_smallest(own.copy(), most - 1)
         kept = 0
         for k in range(own.size):
             # Distinct uids have distinct draws, but for a coincidence in 53 bits.
             if own[k] <= last and kept < most:
-                own[k] = own.size / most
+                own[k] = stands
                 kept += 1
             else:
                 own[k] = 0.0

@@ -25,6 +25,7 @@ from gdmix.coordinates.joint import LinearCoordinate
 from gdmix.coordinates.prior import EarlierModel, check_prior
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.regularization import Regularization
+from gdmix.data.active_rows import RowsElsewhere
 from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.model.base import CoordinateModel
@@ -48,6 +49,8 @@ class BoundRows:
         Number of threads.
     fits
         Folder in which a long fit keeps its state, in a file of the coordinate's name.
+    elsewhere
+        Further rows of the entities of a random effect.
     """
 
     config: ModelConfig
@@ -56,6 +59,7 @@ class BoundRows:
     indices: Mapping[str, FeatureIndex]
     threads: int
     fits: Path | None = None
+    elsewhere: RowsElsewhere | None = None
 
     def coordinate(
         self,
@@ -87,7 +91,7 @@ class BoundRows:
             case RandomEffect():
                 assert penalty is not None
                 return RandomEffectCoordinate(
-                    spec, train, validation, loss, threads, penalty, seed, prior
+                    spec, train, validation, loss, threads, penalty, seed, prior, self.elsewhere
                 )
             case Factorization():
                 return FactorizationCoordinate(spec, train, validation, loss, threads, seed)

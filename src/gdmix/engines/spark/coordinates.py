@@ -26,6 +26,7 @@ from gdmix.engines.spark.partition_tasks import (
     Layout,
     come_home,
     curvature,
+    facts_of,
     finish,
     fit,
     lay_out,
@@ -88,6 +89,8 @@ class SparkCoordinate:
         The penalty, of a linear one.
     uncovered
         Of a random effect, (columns,) whether some training row has the column but no coefficient.
+    staying
+        Rows of giant entities that stay at home.
     """
 
     layout: Layout
@@ -98,6 +101,7 @@ class SparkCoordinate:
     work: Work
     regularization: Regularization | None
     uncovered: NDArray[np.bool_] | None = None
+    staying: Pieces | None = None
     _group_weight: F64 | None = None
     _penalties: dict[Path, float] = field(default_factory=dict)
     _scores: dict[Path, Pieces] = field(default_factory=dict)
@@ -113,10 +117,9 @@ class SparkCoordinate:
         """Fit to the training rows."""
         folder = self.work.new(self.layout.name)
         task = self._task(self._stored(warm_start), folder)
-        arrived = self._fitted(task, offset)
-        facts = self.cluster.collect(of_kind(arrived, FACTS))
+        scores, facts = self._at_home(self._fitted(task, offset))
         model = self.in_parts(folder, facts[0]["entry"])
-        self._bring_home(arrived, model, facts)
+        self._remember(model, scores, facts)
         return model, FitReport.merged([f["report"] for f in facts])
 
     def _fitted(self, task: FitTask, offset: Offsets) -> Pieces:
@@ -129,8 +132,7 @@ class SparkCoordinate:
         stored = self._stored(model)
         assert stored is not None
         if stored.folder not in self._scores:
-            arrived = self._scored(stored)
-            self._bring_home(arrived, stored, self.cluster.collect(of_kind(arrived, FACTS)))
+            self._remember(stored, *self._at_home(self._scored(stored)))
         return self._scores[stored.folder]
 
     def start(self, model: CoordinateModel) -> tuple[CoordinateModel, CoordinateModel | None]:
@@ -212,19 +214,25 @@ class SparkCoordinate:
         task = self._task(model, model.folder)
         return self.cluster.send(self.cluster.map(self.prepared, partial(score, task)), self.homes)
 
-    def _bring_home(self, arrived: Pieces, model: StoredModel, facts: list[Any]) -> None:
-        """Put the scores that arrive at home in the order of the rows there."""
+    def _at_home(self, arrived: Pieces) -> tuple[Pieces, list[Any]]:
+        """Put the scores that arrive at home in the order of the rows there; return facts, too."""
         task = partial(come_home, self.layout, False)
-        scores = self.cluster.map(united(self.heads, arrived), task)
-        self._scores = {model.folder: self.cluster.settled(scores)}
+        rows = [self.heads] if self.staying is None else [self.heads, self.staying]
+        scores = self.cluster.settled(self.cluster.map(united(*rows, arrived), task))
+        return scores, self.cluster.collect(of_kind(scores, facts_of(self.layout.name)))
+
+    def _remember(self, model: StoredModel, scores: Pieces, facts: list[Any]) -> None:
+        self._scores = {model.folder: scores}
         self._penalties[model.folder] = self._penalty_of(model, facts)
 
     def _penalty_of(self, model: StoredModel, facts: list[Any]) -> float:
         return float(sum(f["penalty"] for f in facts))
 
     def _task(self, model: StoredModel | None, folder: Path) -> FitTask:
-        layout = layout_id(self.layout)
-        return FitTask(self.layout.name, layout, model, folder, self._group_weight, self.homes)
+        layout, giants = layout_id(self.layout), self.layout.giants
+        return FitTask(
+            self.layout.name, layout, model, folder, self._group_weight, self.homes, giants
+        )
 
     def _stored(self, model: CoordinateModel | None) -> StoredModel | None:
         """Return a model that tasks can read."""

@@ -153,6 +153,14 @@ def contents(pieces: Iterable[Addressed]) -> list[Any]:
     return [content for of in opened(pieces).values() for content in of.values()]
 
 
+def positions_of(hashes: U64, known: U64) -> I64:
+    """Return the place of each hash among ascending ones, -1 where it is none of them."""
+    if not known.size:
+        return np.full(hashes.size, -1)
+    place = np.minimum(np.searchsorted(known, hashes), known.size - 1)
+    return np.where(known[place] == hashes, place, -1)
+
+
 @dataclass(frozen=True)
 class Placement:
     """Which partition an entity's rows go to: by a hash, but for heavy ones, which are balanced.
@@ -173,12 +181,13 @@ class Placement:
 
     def of_values(self, values: pa.Array) -> NDArray[np.int32]:
         """Return the partition of each entity."""
-        hashes = key_hashes(values)
+        return self.of_hashes(key_hashes(values))
+
+    def of_hashes(self, hashes: U64) -> NDArray[np.int32]:
+        """Return the partition of each entity, by its hash."""
         result = (hashes % np.uint64(self.partitions)).astype(np.int32)
-        if self.heavy.size:
-            place = np.minimum(np.searchsorted(self.heavy, hashes), self.heavy.size - 1)
-            found = self.heavy[place] == hashes
-            result[found] = self.targets[place[found]]
+        place = positions_of(hashes, self.heavy)
+        result[place >= 0] = self.targets[place[place >= 0]]
         return result
 
     def of_rows(self, keys: Keys, home: int) -> NDArray[np.int32]:
@@ -213,7 +222,7 @@ class Route:
     Attributes
     ----------
     order
-        (n,) rows by target, in their order within each.
+        (n,) rows by target, in their order within each; at the end those that stay.
     ends
         (targets + 1,) the slice of `order` of each target.
     """
@@ -223,10 +232,10 @@ class Route:
 
     @staticmethod
     def to(targets: NDArray[np.int32], partitions: int) -> Route:
-        """Return the route of rows that have a target each."""
+        """Return the route of rows by their targets; those stay whose target is `partitions`."""
         # Numbers of 16 bits are sorted by their digits, in linear time.
-        small = targets.astype(np.uint16) if partitions <= 2**16 else targets
-        counts = np.bincount(targets, minlength=partitions)
+        small = targets.astype(np.uint16) if partitions < 2**16 else targets
+        counts = np.bincount(targets, minlength=partitions)[:partitions]
         return Route(np.argsort(small, kind="stable"), np.concatenate([[0], np.cumsum(counts)]))
 
     def rows(self, target: int) -> I64:
@@ -238,15 +247,20 @@ class Route:
         """The targets that get rows."""
         return np.flatnonzero(np.diff(self.ends))
 
+    @property
+    def staying(self) -> I64:
+        """The rows that go nowhere."""
+        return self.order[self.ends[-1] :]
+
     def back(self, parts: dict[int, F64], what: str) -> F64:
-        """Return each row's number, (n,), from what the targets sent.
+        """Return each row's number, (n,), from what the targets sent; 0 of those that stayed.
 
         Raises
         ------
         EngineError
             If one of them sent none, or not as many as rows went there.
         """
-        result = np.empty(self.order.size)
+        result = np.zeros(self.order.size)
         for target in self.targets:
             own, rows = parts.get(int(target)), self.rows(int(target))
             if own is None or own.size != rows.size:

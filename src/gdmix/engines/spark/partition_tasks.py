@@ -42,6 +42,7 @@ from gdmix.engines.spark.exchange import (
     messages,
     opened,
 )
+from gdmix.engines.spark.giants import Giants, elsewhere
 from gdmix.glm.columns import column_totals, shift_columns
 from gdmix.glm.losses import total_loss
 from gdmix.glm.random_bits import mixed
@@ -69,6 +70,7 @@ HEAD, BAGS, FACTS, PREPARED, OFFSET, SCORE, START = [
     "score",
     "start",
 ]
+LEFT, STAYING, GIANTS = "left", "staying", "giants"
 ROW = "__gdmix_row__"  # the column with each row's number in its source
 
 
@@ -259,6 +261,8 @@ class Layout:
         Of its entities.
     bags, keys
         What the coordinate needs of rows.
+    giants
+        Entities of which most rows stay at home.
     """
 
     name: str
@@ -267,13 +271,16 @@ class Layout:
     placement: Placement | None
     bags: tuple[str, ...]
     keys: tuple[str, ...]
+    giants: Giants | None = None
 
-    def route(self, rows: Dataset, home: int) -> Route:
+    def route(self, role: str, rows: Dataset, home: int) -> Route:
         """Return where the rows of a home go."""
         if self.entity is None or self.placement is None:
             targets = np.full(rows.n_rows, home % self.partitions, np.int32)
         else:
             targets = self.placement.of_rows(rows.keys[self.entity], home)
+        if self.giants is not None:
+            targets[self.giants.staying(rows, role == TRAIN)] = self.partitions
         return Route.to(targets, self.partitions)
 
 
@@ -283,10 +290,14 @@ def depart(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[A
     heads, bags = found[HEAD][home], found[BAGS][home]
     for role, head in heads.items():
         rows = replace(head, bags=bags[role])
-        route = layout.route(rows, home)
+        route = layout.route(role, rows, home)
         for target in route.targets:
             part = take_rows(rows, route.rows(int(target)), layout.bags, layout.keys)
             yield from addressed(int(target), role, home, part)
+        if layout.giants is not None and layout.placement is not None and role == TRAIN:
+            for entity, left in layout.giants.left(rows, route.staying).items():
+                target = layout.placement.of_hashes(np.array([entity], np.uint64))[0]
+                yield from addressed(int(target), LEFT, home, {entity: left})
     for target in range(home, layout.partitions, 1) if home == 0 else ():
         # Every partition gets something, from which it learns the types of keys.
         none = np.empty(0, np.int64)
@@ -295,6 +306,26 @@ def depart(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[A
             for r, h in heads.items()
         }
         yield from addressed(target, "empty", home, parts)
+
+
+def stay(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
+    """Take the rows of giant entities that do not leave a home."""
+    found = opened(pieces)
+    heads, bags = found[HEAD][home], found[BAGS][home]
+    parts = {}
+    for role, head in heads.items():
+        rows = replace(head, bags=bags[role])
+        own = layout.route(role, rows, home).staying
+        parts[role] = take_rows(rows, own, layout.bags, layout.keys)
+    yield from addressed(home, STAYING, home, parts)
+
+
+def count_giants(
+    giants: Mapping[str, Giants], home: int, pieces: Iterable[Addressed]
+) -> Iterator[Addressed]:
+    """Yield how many rows of each giant entity may train, by coordinate."""
+    rows = opened(pieces)[HEAD][home][TRAIN]
+    yield from addressed(home, "counts", home, {n: own.counts(rows) for n, own in giants.items()})
 
 
 @dataclass(frozen=True)
@@ -319,6 +350,7 @@ def prepare(
     indices: Mapping[str, FeatureIndex],
     penalty: Regularization | None,
     folder: Path,
+    homes: int,
     partition: int,
     pieces: Iterable[Addressed],
 ) -> Iterator[Addressed]:
@@ -338,6 +370,9 @@ def prepare(
         sizes[role] = [(home, part.n_rows) for home, part in parts.items()]
         datasets[role] = concatenated([empty[role], *parts.values()])
     rows = BoundRows(config, datasets[TRAIN], datasets.get(VALIDATION), indices, 1)
+    if layout.giants is not None and layout.entity is not None:
+        left = list(found.get(LEFT, {}).values())
+        rows = replace(rows, elsewhere=elsewhere(left, datasets[TRAIN].keys[layout.entity]))
     earlier = found[START][0] if START in found else None
     coordinate = rows.coordinate(layout.name, penalty, earlier)
     facts: dict[str, Any] = {"held": 0.0}
@@ -350,6 +385,7 @@ def prepare(
                 facts["held"] = penalty.term(rest.coefficients)
             scores = {role: rest.score(own_rows) for role, own_rows in datasets.items()}
             yield from homewards(sizes, scores, partition)
+            yield from giants_homewards(layout.giants, rest, homes, partition)
         facts["start"] = own.describe()
     if isinstance(coordinate, RandomEffectCoordinate):
         facts["uncovered"] = coordinate.uncovered
@@ -403,6 +439,8 @@ class FitTask:
         L2 weights of the groups of columns, where they are estimated.
     homes
         Number of home partitions.
+    giants
+        Entities whose models some homes need.
     """
 
     name: str
@@ -411,6 +449,7 @@ class FitTask:
     folder: Path
     group_weight: F64 | None
     homes: int
+    giants: Giants | None = None
 
     def open(self, pieces: Iterable[Addressed], partition: int) -> tuple[Prepared, F64, Any]:
         """Return the coordinate, its offsets if any came, and the model."""
@@ -458,6 +497,7 @@ def _scored(
     if scores.validation is not None:
         by_role[VALIDATION] = scores.validation
     yield from homewards(prepared.sizes, by_role, partition)
+    yield from giants_homewards(task.giants, model, task.homes, partition)
     facts = {
         "report": report,
         "penalty": prepared.coordinate.penalty(model),
@@ -479,6 +519,16 @@ def homewards(
             first += n
     for home, own_parts in parts.items():
         yield from addressed(home, SCORE, partition, own_parts)
+
+
+def giants_homewards(
+    giants: Giants | None, model: Any, homes: int, partition: int
+) -> Iterator[Addressed]:
+    """Yield the models of giant entities, addressed to all homes."""
+    own = None if giants is None else giants.models(model)
+    if own is not None:
+        for home in range(homes):
+            yield from addressed(home, GIANTS, partition, own)
 
 
 def curvature(
@@ -538,6 +588,11 @@ def shift(source: StoredModel, folder: Path, by_column: F64, partition: int) -> 
     yield from addressed(partition, FACTS, partition, None)
 
 
+def facts_of(name: str) -> str:
+    """Return the kind of the facts that lie beside a coordinate's scores."""
+    return f"{FACTS} {name}"
+
+
 def come_home(
     layout: Layout, partial_only: bool, home: int, pieces: Iterable[Addressed]
 ) -> Iterator[Addressed]:
@@ -547,18 +602,29 @@ def come_home(
     ----------
     partial_only
         Whether some partitions send none: their rows' scores are then 0.
+
+    Yields
+    ------
+    tuple
+        The scores; the facts that came with them, under `facts_of` the coordinate.
     """
     found = opened(pieces)
     heads, came = found[HEAD][home], found.get(SCORE, {})
+    staying, giants = found.get(STAYING, {}).get(home), found.get(GIANTS, {})
+    for partition, facts in found.get(FACTS, {}).items():
+        yield from addressed(home, facts_of(layout.name), partition, facts)
     result = {}
     for role, rows in heads.items():
-        route = layout.route(rows, home)
+        route = layout.route(role, rows, home)
         parts = {target: own[role] for target, own in came.items() if role in own}
         if partial_only:
             parts = {
                 int(t): parts.get(int(t), np.zeros(route.rows(int(t)).size)) for t in route.targets
             }
         result[role] = route.back(parts, f"coordinate '{layout.name}'")
+        if staying is not None:
+            own_scores = sum(model.score(staying[role]) for model in giants.values())
+            result[role][route.staying] = own_scores
     yield from addressed(home, f"{SCORE} {layout.name}", home, result)
 
 
@@ -632,7 +698,7 @@ def send_offsets(
 ) -> Iterator[Addressed]:
     """Send each training row's score of all else to where a coordinate is fitted."""
     rows = AtHome.of(home, pieces)
-    route, total = layout.route(rows.heads[TRAIN], home), rows.total(TRAIN, without)
+    route, total = layout.route(TRAIN, rows.heads[TRAIN], home), rows.total(TRAIN, without)
     for target in route.targets:
         yield from addressed(int(target), OFFSET, home, total[route.rows(int(target))])
 

@@ -31,8 +31,10 @@ from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
 from gdmix.engines.spark.exchange import Pieces, Placement, addressed, of_kind
 from gdmix.engines.spark.fixed_effect import SparkFixedEffect, is_distributed
+from gdmix.engines.spark.giants import Giants
 from gdmix.engines.spark.partition_tasks import (
     FACTS,
+    GIANTS,
     HEAD,
     SCORE,
     START,
@@ -78,7 +80,7 @@ class SparkWorkspace:
         # Before any work: a metric that can't be computed of these labels says so now.
         self.scores.evaluate()
         self._penalties = self._regularizations()
-        self._placements = self._placed(partitions)
+        self._placements, self._giants = self._placed(partitions)
         self.coordinates: dict[str, SparkCoordinate] = {}
         self.start: dict[str, CoordinateModel] = {}
         self._held: dict[str, StoredModel] = {}
@@ -113,12 +115,12 @@ class SparkWorkspace:
                 summaries[bag] = total.summary()
         return {n: regularization(s, indices, summaries.__getitem__) for n, s in specs.items()}
 
-    def _placed(self, partitions: int | None) -> dict[str, Placement]:
-        """Decide where the entities of each random effect are fitted."""
+    def _placed(self, partitions: int | None) -> tuple[dict[str, Placement], dict[str, Giants]]:
+        """Decide where the entities of each random effect are fitted, and which rows stay."""
         config, rows, cluster = self._config, self._rows, self._cluster
         specs = {n: s for n, s in config.fitted.items() if isinstance(s, RandomEffect)}
         if not specs:
-            return {}
+            return {}, {}
         number = partitions or max(
             _PARTITIONS_PER_SLOT * cluster.slots, -(-rows.n_rows // _ROWS_PER_PARTITION)
         )
@@ -132,18 +134,39 @@ class SparkWorkspace:
             for key, own in found.items():
                 for entity, n in own.items():
                     counts[key][entity] = counts[key].get(entity, 0) + n
+        loads, found_giants = {}, {}
+        for name, spec in specs.items():
+            loads[name] = {e: n for e, n in counts[spec.key].items() if n >= heavy}
+            giants = Giants.among(loads[name], spec, config.seed)
+            if giants is not None:
+                found_giants[name] = giants
+        light = {name: rows.n_rows - sum(load.values()) for name, load in loads.items()}
+        found_giants, moving = self._measured(found_giants)
+        for name, giants in found_giants.items():
+            loads[name] |= {int(h): n for h, n in zip(giants.hashes, moving[name], strict=True)}
         return {
-            name: Placement.balanced(
-                number, rows.n_rows, {e: n for e, n in counts[spec.key].items() if n >= heavy}
-            )
-            for name, spec in specs.items()
-        }
+            name: Placement.balanced(number, light[name], load) for name, load in loads.items()
+        }, found_giants
+
+    def _measured(
+        self, giants: dict[str, Giants]
+    ) -> tuple[dict[str, Giants], dict[str, list[int]]]:
+        """See to it that enough rows of giant entities move; return also how many."""
+        while giants:
+            task = partial(tasks.count_giants, giants)
+            found = self._cluster.collect(self._cluster.map(self._heads, task))
+            counts = {name: np.sum([own[name] for own in found], axis=0) for name in giants}
+            enough = {name: own.widened(counts[name]) for name, own in giants.items()}
+            if all(enough[name] is own for name, own in giants.items()):
+                return giants, {name: own.tolist() for name, own in counts.items()}
+            giants = enough
+        return {}, {}
 
     def _layout(self, name: str, spec: CoordinateSpec) -> Layout:
         bags, keys = spec.bags, spec.key_columns
         if isinstance(spec, RandomEffect):
-            placement = self._placements[name]
-            return Layout(name, placement.partitions, spec.key, placement, bags, keys)
+            placement, giants = self._placements[name], self._giants.get(name)
+            return Layout(name, placement.partitions, spec.key, placement, bags, keys, giants)
         if self._is_distributed(name):
             return Layout(name, self._cluster.slots, None, None, bags, keys)
         log.info("%s: is fitted by one task, which holds all rows", name)
@@ -165,8 +188,12 @@ class SparkWorkspace:
         indices = {} if isinstance(spec, RandomEffect | FixedEffect) else rows.indices
         penalty = self._penalties.get(name)
         folder = self._folder / "start"
-        task = partial(tasks.prepare, layout, self._config, indices, penalty, folder)
+        task = partial(tasks.prepare, layout, self._config, indices, penalty, folder, rows.homes)
         done = cluster.kept(cluster.map(united(*parts), task))
+        staying = None
+        if layout.giants is not None:
+            staying = cluster.kept(cluster.map(rows.home, partial(tasks.stay, layout)))
+            cluster.errors.run(staying.count)
         facts = cluster.collect(of_kind(done, FACTS))
         uncovered = [f["uncovered"] for f in facts if "uncovered" in f]
         make: Any = SparkCoordinate
@@ -182,6 +209,7 @@ class SparkWorkspace:
             self._work,
             penalty,
             np.any(uncovered, axis=0) if uncovered else None,
+            staying,
         )
         self.coordinates[name] = coordinate
         if earlier is None:
@@ -191,9 +219,10 @@ class SparkWorkspace:
         held = folder / f"{name}.held"
         if held.exists():
             self._held[name] = StoredModel(held, earlier.describe())
-            arrived = cluster.send(of_kind(done, SCORE), rows.homes)
+            arrived = cluster.send(of_kind(done, SCORE, GIANTS), rows.homes)
             home = partial(tasks.come_home, replace(layout, name=f"{name} held"), True)
-            scores = cluster.settled(cluster.map(united(self._heads, arrived), home))
+            at_home = [self._heads] if staying is None else [self._heads, staying]
+            scores = cluster.settled(cluster.map(united(*at_home, arrived), home))
             self.scores.hold(f"{name} held", scores, sum(f["held"] for f in facts))
 
     def _divided(self, layout: Layout, earlier: CoordinateModel) -> Pieces:
