@@ -11,7 +11,9 @@ from gdmix import DeepFixedEffect
 from gdmix.config import ModelConfig
 from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.schema import RowSchema
-from gdmix.deep.inputs import InputEncoding
+from gdmix.deep.distributed import Team
+from gdmix.deep.findings import InputFindings
+from gdmix.deep.inputs import InputEncoding, warn_of_constants
 
 WORDS = ["red", "green", "blue", "old", "new", "big", "small", "fast", "slow", "round"]
 COLORS = ["cyan", "pink", "grey", "gold"]
@@ -87,4 +89,7 @@ def encoded(
     config, schema = schema_of(spec)
     rows, indices = load_training(train, schema, config.task, "strict")
     more = [load_rows(t, schema, indices, config.task, "strict") for t in others]
-    return InputEncoding.of(spec, rows, indices, config.used_features), [rows, *more]
+    found = InputFindings.of(spec, rows, config.used_features, Team())
+    encoding = InputEncoding.of(spec, found, config.used_features)
+    warn_of_constants(rows.label, encoding, indices)
+    return encoding, [rows, *more]

@@ -15,7 +15,8 @@ from deep_rows import encoded, everything, make_rows  # noqa: E402
 
 from gdmix import DataError, DeepFixedEffect, memory  # noqa: E402
 from gdmix.data.keys import KeysBuilder  # noqa: E402
-from gdmix.deep import inputs  # noqa: E402
+from gdmix.deep import findings, inputs  # noqa: E402
+from gdmix.deep.findings import Moments, ValueCounts  # noqa: E402
 from gdmix.deep.inputs import Numbering, Standardizer, TextColumn  # noqa: E402
 from gdmix.deep.text import Vocabulary  # noqa: E402
 from gdmix.glm.matrix import CsrMatrix  # noqa: E402
@@ -30,10 +31,10 @@ def keys_of(values: list[Any], kind: pa.DataType) -> Any:
 def test_numbers_of_values() -> None:
     text = pa.large_string()
     keys = keys_of(["b", "a", None, "b", "c"], text)
-    known = Numbering.of(keys, None, 1)
+    known = Numbering.of(ValueCounts.of(keys), 1)
     assert known.size == 4
     assert known.numbers(keys, "k")[keys.codes].tolist() == [2, 1, 0, 2, 3]
-    frequent = Numbering.of(keys, None, 2)
+    frequent = Numbering.of(ValueCounts.of(keys), 2)
     assert frequent.numbers(keys, "k")[keys.codes].tolist() == [1, 0, 0, 1, 0]
     other = keys_of(["z", "b", None], text)
     assert known.numbers(other, "k")[other.codes].tolist() == [0, 2, 0]
@@ -45,7 +46,7 @@ def test_numbers_of_values() -> None:
 
 def test_hashed_values_have_no_vocabulary() -> None:
     keys = keys_of(["b", "a", None, "b", "c"], pa.large_string())
-    hashed = Numbering.of(keys, 3, 1)
+    hashed = Numbering(None, 3)
     numbers = hashed.numbers(keys, "k")[keys.codes]
     assert hashed.size == 4 and numbers[2] == 0
     assert set(numbers[[0, 1, 3, 4]]) <= {1, 2, 3} and numbers[0] == numbers[3]
@@ -56,7 +57,7 @@ def test_hashed_values_have_no_vocabulary() -> None:
 
 
 def test_ids_of_another_type() -> None:
-    known = Numbering.of(keys_of([1, 2], pa.int64()), None, 1)
+    known = Numbering(keys_of([1, 2], pa.int64()).values)
     with pytest.raises(DataError, match="column 'k' is large_string .* cast it"):
         known.numbers(keys_of(["1"], pa.large_string()), "k")
     nothing = keys_of([None], pa.large_string())
@@ -66,7 +67,7 @@ def test_ids_of_another_type() -> None:
 @pytest.mark.parametrize("rows_at_once", [7, 1000])
 @pytest.mark.parametrize("dense", [True, False])
 def test_standardized_numbers(dense: bool, rows_at_once: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(inputs, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(findings, "_ROWS_AT_ONCE", rows_at_once)
     rng = np.random.default_rng(0)
     table = rng.normal([5e4, -1, 0], [3, 0.1, 1], (100, 3)).astype(np.float32)
     table[:, 2] = 4.0
@@ -79,7 +80,7 @@ def test_standardized_numbers(dense: bool, rows_at_once: int, monkeypatch: Any) 
         indptr = np.concatenate(([0], np.cumsum(kept.sum(1))))
         columns = np.nonzero(kept)[1].astype(np.uint32)
         matrix = CsrMatrix(indptr, columns, table[kept], 3)
-    own = Standardizer.of(matrix, weight, keeps_missing=True)
+    own = Standardizer.of(Moments.of(matrix, weight, True), keeps_missing=True)
     masked = np.ma.masked_invalid(table.astype(np.float64))
     mean = np.ma.average(masked, 0, weights=weight)
     spread = np.sqrt(np.ma.average((masked - mean) ** 2, 0, weights=weight))
@@ -94,7 +95,7 @@ def test_standardized_numbers(dense: bool, rows_at_once: int, monkeypatch: Any) 
 
 def test_an_absent_feature_is_zero_where_gaps_are_not_kept() -> None:
     matrix = CsrMatrix(np.array([0, 1, 1]), np.array([0], np.uint32), np.ones(1, np.float32), 1)
-    own = Standardizer.of(matrix, np.ones(2), keeps_missing=False)
+    own = Standardizer.of(Moments.of(matrix, np.ones(2), False), keeps_missing=False)
     assert own.mean.tolist() == [0.5]
     assert own.table(matrix, np.arange(2)).ravel().tolist() == [1, -1]
 

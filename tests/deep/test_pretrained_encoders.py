@@ -56,7 +56,7 @@ def _vectors(spec, tokenizer, encoder, texts=TEXTS):
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_are_those_of_transformers_for_each_text_alone(tiny, kind, pooling):
     spec = HfEncoder(model=tiny[kind], max_length=6, pooling=pooling, normalize=True)
-    tokenizer = build_tokenizer(spec, [])
+    tokenizer = build_tokenizer(spec, None)
     tokens = tokenizer.encode(TEXTS, spec.max_length)
     assert tokens.dtype == np.int32 and tokens.shape == (len(TEXTS), 6)
     expected = _reference(tiny[kind], TEXTS, 6, pooling, normalize=True)
@@ -71,7 +71,7 @@ def test_vectors_are_those_of_transformers_for_each_text_alone(tiny, kind, pooli
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_encoder_is_rebuilt_without_its_source(tiny, kind, tmp_path):
     spec = HfEncoder(model=tiny[kind], max_length=8, dim=3)
-    tokenizer = build_tokenizer(spec, [])
+    tokenizer = build_tokenizer(spec, None)
     encoder = build_encoder(spec, tokenizer)
     with torch.no_grad():  # as training would
         for parameter in encoder.parameters():
@@ -88,7 +88,7 @@ def test_a_saved_encoder_is_rebuilt_without_its_source(tiny, kind, tmp_path):
 
 def test_every_parameter_is_trained_and_the_pretrained_ones_are_told_apart(tiny):
     spec = HfEncoder(model=tiny["bert"], max_length=8, dim=3)
-    tokenizer = build_tokenizer(spec, [])
+    tokenizer = build_tokenizer(spec, None)
     encoder = build_encoder(spec, tokenizer).train()
     encoder(torch.from_numpy(tokenizer.encode(TEXTS, 8))).square().sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
@@ -100,33 +100,33 @@ def test_every_parameter_is_trained_and_the_pretrained_ones_are_told_apart(tiny)
 
 def test_a_text_of_100_000_words_is_cut(tiny, frozen):
     long = "cat dog " * 50_000
-    assert build_tokenizer(HfEncoder(model=tiny["bert"]), []).encode([long], 9).shape == (1, 9)
-    short = build_tokenizer(frozen, []).encode([long, "cat dog " * 5], 12)
+    assert build_tokenizer(HfEncoder(model=tiny["bert"]), None).encode([long], 9).shape == (1, 9)
+    short = build_tokenizer(frozen, None).encode([long, "cat dog " * 5], 12)
     np.testing.assert_allclose(short[0], short[1], atol=1e-6)  # [CLS], ten words, [SEP]
 
 
 def test_embeddings_are_those_of_transformers(tiny, frozen):
-    found = build_tokenizer(frozen, []).encode(TEXTS, 12)
+    found = build_tokenizer(frozen, None).encode(TEXTS, 12)
     assert found.dtype == np.float32 and found.shape == (len(TEXTS), 16)
     expected = _reference(tiny["bert"], TEXTS, 12, normalize=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_each_distinct_text_is_embedded_once(frozen):
-    first = build_tokenizer(frozen, [])
+    first = build_tokenizer(frozen, None)
     embeddings = first.encode(TEXTS + TEXTS, 12)
     assert first.n_made == 5  # None is an empty text
     assert np.array_equal(embeddings[:6], embeddings[6:])
     first.encode(["it", "something new"], 12)
     assert first.n_made == 6
-    second = build_tokenizer(frozen, [])
+    second = build_tokenizer(frozen, None)
     assert np.array_equal(second.encode(TEXTS, 12), embeddings[:6])
     assert second.n_made == 0
     assert second.encode([], 12).shape == (0, 16)
 
 
 def test_other_weights_or_ways_have_other_embeddings(frozen, tiny, tmp_path):
-    build_tokenizer(frozen, []).encode(TEXTS, 12)
+    build_tokenizer(frozen, None).encode(TEXTS, 12)
     model = AutoModel.from_pretrained(tiny["bert"])
     next(model.parameters()).data[5] += 1.0
     model.save_pretrained(tmp_path / "other")
@@ -138,7 +138,7 @@ def test_other_weights_or_ways_have_other_embeddings(frozen, tiny, tmp_path):
         {"model": str(tmp_path / "other")},
     ):
         spec = frozen.model_copy(update=change)
-        tokenizer = build_tokenizer(spec, [])
+        tokenizer = build_tokenizer(spec, None)
         tokenizer.encode(TEXTS, spec.max_length)
         assert tokenizer.n_made == 5, change
 
@@ -146,7 +146,7 @@ def test_other_weights_or_ways_have_other_embeddings(frozen, tiny, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_frozen_encoder_finds_its_embeddings_again(frozen, tiny, kind, tmp_path):
     spec = frozen.model_copy(update={"model": tiny[kind]})
-    first = build_tokenizer(spec, [])
+    first = build_tokenizer(spec, None)
     embeddings = first.encode(TEXTS, 12)
     first.save(tmp_path / "model")
     gone = spec.model_copy(update={"model": "no/such-model"})
@@ -166,7 +166,7 @@ from gdmix.config.encoders import FrozenEncoder
 from gdmix.deep.encoders import build_tokenizer
 torch.set_num_threads(1)
 spec = FrozenEncoder(model=sys.argv[1], max_length=12, cache=Path(sys.argv[2]))
-tokenizer = build_tokenizer(spec, [])
+tokenizer = build_tokenizer(spec, None)
 tokenizer.encode([f"the cat sat on {i} and {i % 3}" for i in range(3000)], 12)
 print(tokenizer.n_made)
 """
@@ -181,7 +181,7 @@ def test_processes_share_the_work(frozen):
 
 
 def test_what_is_made_when_writing_fails_is_whole(frozen, monkeypatch):
-    tokenizer = build_tokenizer(frozen, [])
+    tokenizer = build_tokenizer(frozen, None)
     monkeypatch.setattr("gdmix.deep.frozen._BLOCK", 2)
     embed, blocks = tokenizer._embed, []
 
@@ -196,20 +196,20 @@ def test_what_is_made_when_writing_fails_is_whole(frozen, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tokenizer.encode(texts, 12)
     monkeypatch.undo()
-    later = build_tokenizer(frozen, [])
+    later = build_tokenizer(frozen, None)
     later.encode(texts, 12)
     assert later.n_made == 4
 
 
 def test_a_cache_that_is_none(frozen, tmp_path):
-    tokenizer = build_tokenizer(frozen, [])
+    tokenizer = build_tokenizer(frozen, None)
     tokenizer.encode(["it"], 12)
     (file,) = frozen.cache.glob("*.sqlite")
     file.write_bytes(b"no database at all, but a text " * 100)
     with pytest.raises(OutputError, match="damaged cache of embeddings; remove it"):
         tokenizer.encode(["it"], 12)
     (tmp_path / "file").write_text("")
-    other = build_tokenizer(frozen.model_copy(update={"cache": tmp_path / "file"}), [])
+    other = build_tokenizer(frozen.model_copy(update={"cache": tmp_path / "file"}), None)
     with pytest.raises(OutputError, match="file/.*can't be written"):
         other.encode(["it"], 12)
 
@@ -219,7 +219,7 @@ def test_models_that_can_not_be_read(spec, tiny, tmp_path):
     def message(model, **fields):
         own = spec(model=str(model), **{"max_length": 12, **fields})
         with pytest.raises(ModelError) as caught:
-            tokenizer = build_tokenizer(own, [])
+            tokenizer = build_tokenizer(own, None)
             build_encoder(own, tokenizer)
             tokenizer.encode(["it"], own.max_length)
         assert "\n" not in str(caught.value)
@@ -254,7 +254,7 @@ def test_weights_that_have_fewer_words_than_the_tokenizer(tmp_path):
     model.save_pretrained(folder)
     spec = HfEncoder(model=folder)
     with pytest.raises(ModelError, match="its tokenizer has 16 tokens, its weights 3"):
-        build_encoder(spec, build_tokenizer(spec, []))
+        build_encoder(spec, build_tokenizer(spec, None))
 
 
 def test_a_saved_folder_without_its_configuration(tiny, tmp_path):
@@ -266,7 +266,7 @@ def test_without_transformers_the_extra_is_named(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     for spec in (HfEncoder(model=tiny["bert"]), FrozenEncoder(model=tiny["bert"])):
         with pytest.raises(ConfigError, match=r"need transformers: pip install 'gdmix\[deep\]'"):
-            build_tokenizer(spec, [])
+            build_tokenizer(spec, None)
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ SENTENCES = [
 @pytest.mark.slow
 def test_minilm_knows_which_sentences_mean_the_same(minilm, tmp_path):
     spec = FrozenEncoder(model=minilm, cache=tmp_path)
-    tokenizer = build_tokenizer(spec, [])
+    tokenizer = build_tokenizer(spec, None)
     embeddings = tokenizer.encode(SENTENCES, spec.max_length)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
     alike = embeddings @ embeddings.T
@@ -314,7 +314,7 @@ def test_minilm_knows_which_sentences_mean_the_same(minilm, tmp_path):
     # The pooling that its card documents: the mean over tokens, scaled to length 1.
     expected = _reference(minilm, SENTENCES, 256, normalize=True)
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
-    again = build_tokenizer(spec, [])
+    again = build_tokenizer(spec, None)
     assert np.array_equal(again.encode(SENTENCES, spec.max_length), embeddings)
     assert (tokenizer.n_made, again.n_made) == (len(SENTENCES), 0)
 
@@ -322,7 +322,7 @@ def test_minilm_knows_which_sentences_mean_the_same(minilm, tmp_path):
 @pytest.mark.slow
 def test_minilm_is_fine_tuned_at_a_rate_of_its_own_and_rebuilt(minilm, tmp_path):
     spec = HfEncoder(model=minilm, max_length=24)
-    tokenizer = build_tokenizer(spec, [])
+    tokenizer = build_tokenizer(spec, None)
     encoder = build_encoder(spec, tokenizer)
     expected = _reference(minilm, SENTENCES, 24)
     torch.testing.assert_close(

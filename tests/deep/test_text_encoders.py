@@ -9,6 +9,7 @@ from scipy.special import erf, expit
 from gdmix.config.encoders import Encoder
 from gdmix.deep.encoders import build_encoder, build_tokenizer, load_tokenizer
 from gdmix.deep.frozen import Projection
+from gdmix.deep.text import count_words
 
 TEXTS = ["the cat sat", "", "a dog barked at the cat", "dog", None, "cat cat"]
 SPECS = [
@@ -35,7 +36,7 @@ def _spec(fields):
 def _build(fields, seed=0):
     spec = _spec(fields)
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(spec, TEXTS)
+    tokenizer = build_tokenizer(spec, count_words(TEXTS))
     encoder = build_encoder(spec, tokenizer).double().eval()
     return spec, encoder, torch.from_numpy(tokenizer.encode(TEXTS, spec.max_length))
 
@@ -160,7 +161,7 @@ def test_a_text_without_words_has_a_vector_and_finite_gradients(fields):
 @pytest.mark.parametrize("fields", SPECS, ids=IDS)
 def test_an_encoder_is_rebuilt_from_its_state_and_vocabulary(fields, tmp_path):
     spec, encoder, tokens = _build(fields)
-    build_tokenizer(spec, TEXTS).save(tmp_path)
+    build_tokenizer(spec, count_words(TEXTS)).save(tmp_path)
     tokenizer = load_tokenizer(spec, tmp_path)
     again = build_encoder(spec, tokenizer, pretrained=False).double().eval()
     again.load_state_dict(encoder.state_dict())
@@ -182,7 +183,7 @@ def test_it_learns_the_order_of_words_if_it_can_see_it(fields):
     response = torch.tensor([1.0, 0.0, 0.0, 1.0] * 2)
     spec = _spec({**fields, "dropout": 0.0, "word_dim": 16})
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(spec, texts)
+    tokenizer = build_tokenizer(spec, count_words(texts))
     encoder = build_encoder(spec, tokenizer)
     head = torch.nn.Linear(encoder.dim, 1)
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=0.02)

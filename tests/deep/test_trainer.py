@@ -26,7 +26,7 @@ from training_rows import (  # noqa: E402
 
 from gdmix.config.training import Training  # noqa: E402
 from gdmix.deep import checkpoints  # noqa: E402
-from gdmix.deep.batches import BatchPlan, Shuffle, Units, split, units_of  # noqa: E402
+from gdmix.deep.batches import BatchPlan, Copies, Shuffle, Units, split, units_of  # noqa: E402
 from gdmix.deep.optimizer import parameter_groups, schedule_factor  # noqa: E402
 from gdmix.deep.trainer import Progress, TrainingReport, fit_network  # noqa: E402
 from gdmix.errors import ConfigError, DataError, ModelError  # noqa: E402
@@ -225,8 +225,8 @@ def test_shares_of_processes_make_up_the_step() -> None:
     assert plan.steps_per_epoch == 6
     sizes = []
     for step in range(12):
-        alone = plan.share(step)
-        shares = [plan.share(step, rank, 3) for rank in range(3)]
+        alone = plan.share(step, Copies())
+        shares = [plan.share(step, Copies(rank, 3)) for rank in range(3)]
         for k, part in enumerate(alone.parts):
             assert np.concatenate([s.parts[k] for s in shares]).tolist() == part.tolist()
         own = np.concatenate(alone.parts)

@@ -14,7 +14,7 @@ from gdmix import memory
 from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport, Scores
 from gdmix.coordinates.prior import EarlierModel
-from gdmix.coordinates.regularization import Regularization, regularization
+from gdmix.coordinates.regularization import Regularization
 from gdmix.coordinates.uncertainty import (
     CurvatureKind,
     check_room_for_matrices,
@@ -23,8 +23,9 @@ from gdmix.coordinates.uncertainty import (
 )
 from gdmix.data.active_rows import sample_negatives
 from gdmix.data.dataset import Dataset
-from gdmix.data.feature_summary import summarize
 from gdmix.glm import cholesky
+from gdmix.glm.distributed import DistributedMap, fit_large_distributed
+from gdmix.glm.group import ALONE, Group, total
 from gdmix.glm.large import DenseFactor, SparseMap, fit_large
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Labels, Minimum
@@ -261,10 +262,23 @@ def certain(
     return replace(model, coefficients=coefficients), freedom
 
 
-def best_level(rows: Dataset, offset: F64, loss: int, threads: int) -> float:
-    """Return the intercept that alone, beside an offset, fits the responses best."""
-    spec = FixedEffect("level")
-    penalty = regularization(spec, {}, lambda bag: summarize(rows.bags[bag]))
-    intercept = FixedEffectCoordinate(spec, rows, None, loss, threads, penalty)
-    model, _ = intercept.fit(offset, None)
-    return float(model.coefficients.values[0])
+def best_level(
+    rows: Dataset, offset: F64, loss: int, threads: int, holders: Group = ALONE
+) -> float:
+    """Return the intercept that alone, beside an offset, fits the responses best.
+
+    Parameters
+    ----------
+    holders
+        Those among whom the rows are divided, each of whom calls this with its own.
+    """
+    design = DistributedMap(CsrMatrix.empty(rows.n_rows), True, threads, holders)
+    minimum = fit_large_distributed(
+        design,
+        rows.response,
+        rows.weight,
+        offset,
+        loss=loss,
+        penalty=QuadraticPenalty(np.zeros(design.size)),
+    )
+    return total(holders, float(minimum.coefficients.sum()))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gdmix import memory
+from gdmix.deep.distributed import Team
 from gdmix.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class BatchSource(Protocol):
     @property
     def n_rows(self) -> int:
         """Number of rows, n."""
+
+    @property
+    def uid(self) -> I64:
+        """(n,) unique among all processes' rows: they order rows that are divided."""
 
     @property
     def weight(self) -> F64:
@@ -95,7 +100,99 @@ class Units:
         return Units(self.rows_of(units), memory.pointers(np.diff(self.ptr)[units]))
 
 
-def units_of(source: BatchSource) -> Units:
+class Holding(Protocol):
+    """What a process does of what is to be done with units of rows."""
+
+    def own(self, units: Units, chosen: I64) -> I64:
+        """Return which rows of its source a process computes of some units."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Every process holds all rows, and computes an even part of the units."""
+
+    rank: int = 0
+    size: int = 1
+
+    def own(self, units: Units, chosen: I64) -> I64:
+        """Return the rows of a part of the units."""
+        return units.rows_of(np.array_split(chosen, self.size)[self.rank])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A process holds some of the rows, and computes these.
+
+    Attributes
+    ----------
+    numbers
+        (m,) its rows' numbers among all rows, ascending.
+    places
+        (m,) where in its source they are.
+    """
+
+    numbers: I64
+    places: I64
+
+    def own(self, units: Units, chosen: I64) -> I64:
+        """Return those of the units' rows that it holds, in their order."""
+        rows = units.rows_of(chosen)
+        found = np.searchsorted(self.numbers, rows)
+        is_own = found < np.searchsorted(self.numbers, rows, side="right")
+        return self.places[found[is_own]]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What every process knows of all rows that train, whoever holds them.
+
+    Attributes
+    ----------
+    weight, group, block_rows
+        As of a `BatchSource` of all of them.
+    holding
+        Which of them this process computes.
+    """
+
+    weight: F64
+    group: I64 | None
+    block_rows: int | None
+    holding: Holding
+
+    @staticmethod
+    def of(source: BatchSource, own: Team) -> TrainingRows:
+        """Return what all processes' sources are together.
+
+        Rows that are divided are in the order of their uids: it is the same among however many
+        processes they are. Of each row a process holds its weight, for some time 24 bytes more, and
+        with a ranking loss the number of its group.
+        """
+        if not own.has_shards:
+            holding = Copies(own.rank, own.size)
+            return TrainingRows(source.weight, source.group, source.block_rows, holding)
+        uid = own.gathered(source.uid)
+        order = np.argsort(uid, kind="stable")
+        numbers = np.searchsorted(uid, source.uid, sorter=order)
+        del uid
+        places = np.argsort(numbers)
+        group = None
+        if source.group is not None:
+            # Groups are not divided: those of each process are other ones.
+            counts = own.gathered(np.array([source.group.max(initial=-1) + 1]))
+            group = own.gathered(source.group + counts[: own.rank].sum())[order]
+        weight = own.gathered(source.weight)[order]
+        return TrainingRows(weight, group, None, Shard(numbers[places], places))
+
+
+class _Weighted(Protocol):
+    @property
+    def weight(self) -> F64: ...
+
+    @property
+    def group(self) -> I64 | None: ...
+
+
+def units_of(rows: _Weighted) -> Units:
     """Return all units that have a weight.
 
     Raises
@@ -103,13 +200,13 @@ def units_of(source: BatchSource) -> Units:
     DataError
         If there is none.
     """
-    heavy = source.weight > 0.0
+    heavy = rows.weight > 0.0
     if not heavy.any():
         raise DataError("training data: no row has a weight above 0")
-    if source.group is None:
+    if rows.group is None:
         return Units(np.flatnonzero(heavy))
-    order = np.argsort(source.group, kind="stable")
-    first = np.flatnonzero(np.diff(source.group[order], prepend=-1))
+    order = np.argsort(rows.group, kind="stable")
+    first = np.flatnonzero(np.diff(rows.group[order], prepend=-1))
     groups = Units(order, np.append(first, order.size))
     has_weight = np.logical_or.reduceat(heavy[order], first)
     by_first_row = np.argsort(order[first], kind="stable")
@@ -193,7 +290,7 @@ class Share:
     Attributes
     ----------
     parts
-        Rows of each batch that is accumulated; some may be empty.
+        Of each batch that is accumulated, the rows of the process's source; some may be empty.
     weight
         Total weight of the step, of all processes together.
     expected_weight
@@ -246,15 +343,12 @@ class BatchPlan:
         block = None if block_rows is None else max(round(block_rows / per_unit), 1)
         self._shuffle = Shuffle(units.size, block, seed)
 
-    def share(self, step: int, rank: int = 0, size: int = 1) -> Share:
-        """Return the share of process `rank` of `size` in a step, the first being 0."""
+    def share(self, step: int, holding: Holding) -> Share:
+        """Return what a process computes of a step, the first being 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         first, last = (self._units.size * p // self.steps_per_epoch for p in (place, place + 1))
         units = self._shuffle.part(epoch, first, last)
         rows = self._units.rows_of(units)
-        own = [
-            self._units.rows_of(np.array_split(part, size)[rank])
-            for part in np.array_split(units, self._accumulate)
-        ]
+        own = [holding.own(self._units, part) for part in np.array_split(units, self._accumulate)]
         weight = float(self._weight[rows].sum())
         return Share(own, weight, units.size * self._mean_weight, rows.size)

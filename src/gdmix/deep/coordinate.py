@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from pathlib import Path
@@ -17,8 +18,10 @@ from gdmix.coordinates.base import FitReport, Scores
 from gdmix.coordinates.fixed_effect import best_level
 from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
-from gdmix.deep.distributed import together
-from gdmix.deep.inputs import EncodedRows, InputEncoding
+from gdmix.data.keys import Keys
+from gdmix.deep.distributed import team, together
+from gdmix.deep.findings import InputFindings
+from gdmix.deep.inputs import EncodedRows, InputEncoding, warn_of_constants
 from gdmix.deep.losses import LOSSES, RANKING, check_relevance
 from gdmix.deep.model import DeepModel, Scaled, score_rows
 from gdmix.deep.network import build_network, network_class
@@ -141,7 +144,9 @@ class DeepCoordinate:
         if self._encoded is not None:
             encoding = self._encoded[0]
         else:
-            encoding = InputEncoding.of(spec, rows, self._indices, self._bags)
+            found = InputFindings.of(spec, rows, self._bags, team())
+            encoding = InputEncoding.of(spec, found, self._bags)
+            warn_of_constants(rows.label, encoding, self._indices)
         network = build_network(spec, encoding.sizes, encoding.tokenizer, self._seed)
         level, scale = self._units(offset)
         return DeepModel(spec, encoding, network, level, scale, fits=0)
@@ -150,14 +155,15 @@ class DeepCoordinate:
         """Return the intercept that alone fits best, and the spread of what it leaves."""
         if self._spec.loss in RANKING:
             return 0.0, 1.0
-        rows, loss = self._train, TASK_LOSSES[self._task]
-        level = best_level(rows, offset, loss, self._threads)
+        rows, loss, holders = self._train, TASK_LOSSES[self._task], team().holders
+        level = best_level(rows, offset, loss, self._threads, holders)
         if loss != losses.SQUARED:
             return level, 1.0
         left = memory.copy(rows.response)
         left -= offset
         left -= level
-        spread = float(np.sqrt(np.average(left**2, weights=rows.weight)))
+        squares, weight = holders.sum(np.array([left**2 @ rows.weight, rows.weight.sum()]))
+        spread = math.sqrt(squares / weight)
         return level, spread if spread > 0 else 1.0
 
     def _encode(self, encoding: InputEncoding) -> tuple[EncodedRows, EncodedRows | None]:
@@ -183,7 +189,11 @@ class DeepCoordinate:
 
     def start(self, model: DeepModel) -> tuple[DeepModel, DeepModel | None]:
         """Take an earlier model, with vectors for ids that only the new rows have."""
-        return model.extended(self._train, self._name), None
+        return model.extended(self._train.keys, self._name), None
+
+    def unknown_ids(self, model: DeepModel) -> dict[str, Keys]:
+        """Return the ids of the training rows that a model does not know."""
+        return model.encoding.unknown(self._train.keys)
 
     def score(self, model: DeepModel) -> Scores:
         """Score training and validation rows."""

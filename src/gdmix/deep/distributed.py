@@ -1,36 +1,49 @@
-"""Several processes that train one network together: those that ``torchrun`` starts.
+"""Several processes that train one network together.
 
-The first process (rank 0) runs the program as if it were alone and is the only one that writes.
-The others `serve`: they hold the rows, and fit a network whenever the first one does. A script of
-a user's own needs no serving: all processes run the same program, and meet at the fit.
+Those that ``torchrun`` starts hold all rows each. The first process (rank 0) runs the program as if
+it were alone and is the only one that writes. The others `serve`: they hold the rows, and fit a
+network whenever the first one does. A script of a user's own needs no serving: all processes run
+the same program, and meet at the fit.
+
+Those that an engine starts hold rows of their own each. They find each other by `joined`, fit, and
+part.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gdmix.coordinates.base import Coordinate
 from gdmix.errors import EngineError
+from gdmix.glm.group import ALONE, Group
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+F64 = NDArray[np.float64]
 
 _T = TypeVar("_T")
 # The others wait while the first one fits random effects; should it die, they are told at once.
 _PATIENCE = timedelta(days=30)
 
 
+class PeerEnded(EngineError):
+    """Another process of the training has ended: this one can't go on either."""
+
+
 @dataclass(frozen=True)
 class Team:
-    """The processes of this training.
+    """The processes of this training; those among which rows are divided are a `glm.group.Group`.
 
     Attributes
     ----------
@@ -40,17 +53,25 @@ class Team:
         How many there are.
     local_rank, local_size
         The same among the processes of its machine.
+    has_shards
+        Whether each process holds rows of its own, rather than all of them.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    has_shards: bool = False
 
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
+
+    @property
+    def holders(self) -> Group:
+        """Those among whom the rows are divided; this process alone, if it holds all of them."""
+        return self if self.has_shards else ALONE
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over processes."""
@@ -80,6 +101,78 @@ class Team:
                 for tensor in network.state_dict().values():
                     dist.broadcast(tensor, 0)
 
+    def sum(self, array: F64) -> F64:
+        """Return the sum of every process's array."""
+        return self._reduced(array, "SUM")
+
+    def maximum(self, array: F64) -> F64:
+        """Return the largest of every process's arrays, entry by entry."""
+        return self._reduced(array, "MAX")
+
+    def _reduced(self, array: F64, operation: str) -> F64:
+        if self.size == 1:
+            return array
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.from_numpy(array.copy())
+        with _others():
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+        return tensor.numpy()
+
+    def exchange(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Send one array to each process, in order, and return the one that each sent here."""
+        if self.size == 1:
+            return list(arrays)
+        import torch
+        import torch.distributed as dist
+
+        outgoing = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]
+        heads: Any = [None] * self.size
+        with _others():
+            dist.all_gather_object(heads, [(array.dtype.str, array.nbytes) for array in arrays])
+            incoming = [head[self.rank] for head in heads]
+            sizes = [n for _, n in incoming]
+            received = torch.empty(sum(sizes), dtype=torch.uint8)
+            sent = torch.from_numpy(np.concatenate(outgoing))
+            dist.all_to_all_single(received, sent, sizes, [part.size for part in outgoing])
+        parts = np.split(received.numpy(), np.cumsum(sizes)[:-1])
+        # A copy begins where numbers of its type may.
+        return [part.copy().view(kind) for part, (kind, _) in zip(parts, incoming, strict=True)]
+
+    def gathered(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return every process's array, (n,) numbers of one type, one after another."""
+        if self.size == 1:
+            return array
+        import torch
+        import torch.distributed as dist
+
+        sizes = np.zeros(self.size)
+        sizes[self.rank] = array.size
+        ends = np.cumsum(self.sum(sizes)).astype(np.int64)
+        result = np.empty(ends[-1], array.dtype)
+        for rank, part in enumerate(np.split(result, ends[:-1])):
+            if rank == self.rank:
+                part[:] = array
+            with _others():
+                dist.broadcast(torch.from_numpy(part), rank)
+        return result
+
+    def put_together(self, own: _T, plus: Callable[[_T, _T], _T]) -> _T:
+        """Return every process's value put together, in their order; they can be pickled."""
+        if self.size == 1:
+            return own
+        import torch.distributed as dist
+
+        with _others():
+            if not self.is_first:
+                dist.send_object_list([own], 0)
+            for rank in range(1, self.size) if self.is_first else ():
+                box: list[Any] = [None]
+                dist.recv_object_list(box, rank)
+                own = plus(own, box[0])
+        return self.shared(own)
+
 
 @contextmanager
 def _others() -> Iterator[None]:
@@ -88,7 +181,73 @@ def _others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise EngineError(f"another process of this training has ended: {reason}") from None
+        raise PeerEnded(f"another process of this training has ended: {reason}") from None
+
+
+_joined: Team | None = None
+
+
+@contextmanager
+def joined(
+    rank: int,
+    size: int,
+    all_gather: Callable[[str], Sequence[str]],
+    host: str = "127.0.0.1",
+    gpu: int | None = None,
+) -> Iterator[Team]:
+    """Let processes that hold rows of their own be a team until the end of the block.
+
+    Parameters
+    ----------
+    rank, size
+        Number of this process, and how many there are.
+    all_gather
+        Returns the texts that all processes give it, by rank.
+    host
+        Name or address at which the others reach this process.
+    gpu
+        Number of the GPU that is its own. If all have one, gradients are added up by nccl.
+
+    Raises
+    ------
+    PeerEnded
+        If another process leaves the block early.
+    """
+    global _joined
+    try:
+        local = _meet(rank, size, all_gather, host, gpu) if size > 1 else 0
+        _joined = Team(rank, size, local if gpu is None else gpu, has_shards=True)
+        yield _joined
+    finally:
+        _joined = None
+        _part()
+
+
+def _meet(
+    rank: int,
+    size: int,
+    all_gather: Callable[[str], Sequence[str]],
+    host: str,
+    gpu: int | None,
+) -> int:
+    """Form the process group; return this process's number among those of its machine."""
+    import torch
+    import torch.distributed as dist
+
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    store: Any = None
+    connect = partial(dist.TCPStore, wait_for_workers=False)  # type: ignore[attr-defined]
+    if rank == 0:  # its store keeps the addresses of all
+        store = connect(host, 0, is_master=True)
+    port = 0 if store is None else store.port
+    told = [text.rsplit(" ", 2) for text in all_gather(f"{host} {port} {int(gpu is not None)}")]
+    backend = "cpu:gloo,cuda:nccl" if all(own[2] == "1" for own in told) else "gloo"
+    with _others():
+        if store is None:
+            store = connect(told[0][0], int(told[0][1]), is_master=False)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    return [own[0] for own in told[:rank]].count(host)
 
 
 def world_size() -> int:
@@ -103,6 +262,8 @@ def is_worker() -> bool:
 
 def team() -> Team:
     """Return the processes of this training, after they have found each other."""
+    if _joined is not None:
+        return _joined
     if world_size() == 1:
         return Team()
     import torch
@@ -173,7 +334,7 @@ def together(name: str, given: _T) -> _T:
     object
         What the first process was given.
     """
-    if world_size() == 1:
+    if _joined is not None or world_size() == 1:
         return given
     if _leading:
         team().shared(name)

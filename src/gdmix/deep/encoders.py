@@ -7,9 +7,10 @@ vector is that of a [CLS] token, which is learned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias, TypeGuard
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,17 +29,21 @@ from gdmix.deep.pooling import TextEncoder, pool, words_of
 from gdmix.deep.pretrained import HfNetwork, HfTokenizer
 from gdmix.deep.text import PAD, Tokenizer, Vocabulary
 
+WordEncoder: TypeAlias = CnnEncoder | LstmEncoder | TransformerEncoder
 
-def build_tokenizer(
-    spec: EncoderSpec, texts: Iterable[str | None], device: str = "cpu"
-) -> Tokenizer:
+
+def learns_words(spec: EncoderSpec) -> TypeGuard[WordEncoder]:
+    """Whether the words of the training texts are an encoder's vocabulary."""
+    return not isinstance(spec, HfEncoder | FrozenEncoder) and spec.vocabulary is None
+
+
+def build_tokenizer(spec: EncoderSpec, words: pa.Table | None, device: str = "cpu") -> Tokenizer:
     """Return what an encoder will read texts with.
 
     Parameters
     ----------
-    texts
-        The distinct training texts, Arrow's or Python's; their words make the vocabulary where
-        the encoder has its own.
+    words
+        Those of the distinct training texts, counted; None of an encoder that learns none.
     device
         Where a frozen encoder computes.
 
@@ -59,8 +64,9 @@ def build_tokenizer(
         return Vocabulary.from_file(
             spec.vocabulary, tokenizer=spec.tokenizer, lowercase=spec.lowercase
         )
-    return Vocabulary.from_texts(
-        texts,
+    assert words is not None
+    return Vocabulary.from_counts(
+        words,
         min_count=spec.min_count,
         max_size=spec.max_vocabulary,
         tokenizer=spec.tokenizer,

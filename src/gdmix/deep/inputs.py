@@ -1,8 +1,9 @@
 """Rows to what a network is given of them: numbers of words and values, standardized numbers.
 
-An `InputEncoding` is made from the training rows and saved with the model. It turns a dataset into
-`EncodedRows`, which a trainer and a scorer take batches of. Distinct texts are turned into tokens
-once, and a batch holds the tokens of its distinct texts once. The tensors of a batch:
+An `InputEncoding` is made from what is found in the training rows, and saved with the model. It
+turns a dataset into `EncodedRows`, which a trainer and a scorer take batches of. Distinct texts are
+turned into tokens once, and a batch holds the tokens of its distinct texts once. The tensors of a
+batch:
 
 ==================  ==============  ==============================================================
 ``text/<column>``   (u, L) int64    tokens of the batch's distinct texts, filled up with 0; of a
@@ -37,8 +38,15 @@ from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex, HashedIndex
 from gdmix.data.keys import Keys, hash_texts
 from gdmix.deep.encoders import build_tokenizer
+from gdmix.deep.findings import (
+    InputFindings,
+    Moments,
+    ValueCounts,
+    keeps_missing,
+    numbers_of,
+    texts_of,
+)
 from gdmix.deep.text import Tokenizer
-from gdmix.errors import DataError
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.model.coefficients import positions
 
@@ -50,7 +58,6 @@ I64 = NDArray[np.int64]
 log = logging.getLogger("gdmix")
 
 _TEXTS_AT_ONCE = 1 << 14
-_ROWS_AT_ONCE = 1 << 16
 _MAPPED_SHARE = 0.3  # of the memory limit: rows that are larger are drawn in blocks
 _BLOCK_SHARE = 0.05
 
@@ -71,15 +78,9 @@ class Numbering:
     buckets: int | None = None
 
     @staticmethod
-    def of(keys: Keys, buckets: int | None, min_count: int) -> Numbering:
+    def of(found: ValueCounts, min_count: int) -> Numbering:
         """Give numbers to the values that enough training rows have."""
-        if buckets is not None:
-            return Numbering(None, buckets)
-        if min_count == 1:
-            return Numbering(keys.values)
-        known = keys.codes[keys.codes >= 0]
-        counts = np.bincount(known, minlength=len(keys.values))
-        return Numbering(keys.values.filter(pa.array(counts >= min_count)))
+        return Numbering(found.values.filter(pa.array(found.counts >= min_count)))
 
     @property
     def size(self) -> int:
@@ -89,14 +90,21 @@ class Numbering:
         assert self.buckets is not None
         return 1 + self.buckets
 
+    def unknown(self, keys: Keys, key: str) -> Keys:
+        """Return the values of a column that have no number, of no row."""
+        values = keys.values
+        if self.values is None:
+            values = values[:0]
+        elif len(self.values) and len(values):
+            values = values.filter(pa.array(positions(keys, self.values, key) < 0))
+        return replace(keys, values=values, codes=np.empty(0, np.int32))
+
     def extended(self, keys: Keys, key: str) -> Numbering:
         """Return the same, with further numbers at its end for the values it lacks."""
-        if self.values is None:
+        new = self.unknown(keys, key).values
+        if self.values is None or not len(new):
             return self
-        if not len(self.values):
-            return Numbering(keys.values)
-        new = keys.values.filter(pa.array(positions(keys, self.values, key) < 0))
-        return Numbering(pa.concat_arrays([self.values, new])) if len(new) else self
+        return Numbering(pa.concat_arrays([self.values.cast(new.type), new]))
 
     def numbers(self, keys: Keys, key: str) -> I64:
         """Return the number of each distinct value of a column, and at its end that of none.
@@ -137,54 +145,26 @@ class Standardizer:
     keeps_missing: bool
 
     @staticmethod
-    def of(matrix: CsrMatrix, weight: F64, keeps_missing: bool) -> Standardizer:
-        """Take weighted moments of training rows, of the numbers that are not missing."""
-        d = matrix.n_columns
-        total, first, second = np.zeros(d), np.zeros(d), np.zeros(d)
-        shift = np.zeros(d)  # near the mean, lest squares cancel
-        for start in range(0, matrix.n_rows, _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, matrix.n_rows))
-            table = _table(matrix, rows, keeps_missing).astype(np.float64)
-            known = ~np.isnan(table)
-            w = weight[rows, None] * known
-            values = np.where(known, table, 0.0)
-            if start == 0:
-                shift = values.sum(0) / np.maximum(known.sum(0), 1)
-            values = np.where(known, table - shift, 0.0)
-            total += w.sum(0)
-            first += (w * values).sum(0)
-            second += (w * values**2).sum(0)
-        mean = first / np.where(total > 0, total, 1.0)
-        variance = np.maximum(second / np.where(total > 0, total, 1.0) - mean**2, 0.0)
-        noise = 1e-12 * (second / np.where(total > 0, total, 1.0) + shift**2)
-        scale = np.where(
-            variance > noise, 1.0 / np.sqrt(np.where(variance > noise, variance, 1)), 0
-        )
-        columns = np.arange(d)
+    def of(moments: Moments, keeps_missing: bool) -> Standardizer:
+        """Return what gives numbers of these moments a mean of 0 and a variance of 1."""
+        variance = moments.variance
+        noise = 1e-12 * (variance + moments.mean**2)
+        differ = variance > noise
+        scale = np.where(differ, 1.0 / np.sqrt(np.where(differ, variance, 1.0)), 0.0)
+        columns = np.arange(variance.size)
         return Standardizer(
-            columns, (mean + shift).astype(np.float32), scale.astype(np.float32), keeps_missing
+            columns, moments.mean.astype(np.float32), scale.astype(np.float32), keeps_missing
         )
 
     def table(self, matrix: CsrMatrix, rows: I64) -> F32:
         """Return (rows, d) standardized numbers, 0 for the missing ones."""
-        raw = _table(matrix, rows, self.keeps_missing)
+        raw = numbers_of(matrix, rows, self.keeps_missing)
         if self.columns.size == raw.shape[1] and (self.columns == np.arange(raw.shape[1])).all():
             own = raw
         else:
             own = np.where(self.columns >= 0, raw[:, self.columns], np.float32(np.nan))
         standard: F32 = np.nan_to_num((own - self.mean) * self.scale, nan=0.0)
         return standard
-
-
-def _table(matrix: CsrMatrix, rows: I64, keeps_missing: bool) -> F32:
-    """Return rows of a matrix as an array."""
-    if matrix.is_dense:
-        table = matrix.values.reshape(-1, matrix.n_columns)
-        return table[matrix.indptr[rows] // max(matrix.n_columns, 1)]
-    part = matrix.take(rows)
-    table = np.full((rows.size, matrix.n_columns), np.nan if keeps_missing else 0.0, np.float32)
-    table[np.repeat(np.arange(rows.size), np.diff(part.indptr)), part.indices] = part.values
-    return table
 
 
 @dataclass(frozen=True)
@@ -236,39 +216,34 @@ class InputEncoding:
 
     @staticmethod
     def of(
-        spec: DeepFixedEffect,
-        rows: Dataset,
-        indices: Mapping[str, FeatureIndex],
-        bags: Mapping[str, FeatureBag],
+        spec: DeepFixedEffect, found: InputFindings, bags: Mapping[str, FeatureBag]
     ) -> InputEncoding:
-        """Make the encoding of training rows.
+        """Make the encoding of the training rows in which so much was found.
 
         Raises
         ------
         DataError
-            If a column of text holds none, or texts hold no word.
+            If texts hold no word.
         """
         tokenizer = None
         if spec.texts:
-            values = [_texts_of(rows, column) for column in spec.texts]
-            distinct = values[0] if len(values) == 1 else pa.chunked_array(values).unique()
             device = where_to_compute(spec.training.device)
-            tokenizer = build_tokenizer(spec.encoder, distinct, device=device)
-        dense = {}
-        for bag in spec.dense_bags:
-            gaps = bags[bag].missing == "keep"
-            dense[bag] = Standardizer.of(rows.bags[bag], rows.weight, gaps)
-            _warn_of_constants(rows.label, bag, dense[bag], indices[bag])
+            tokenizer = build_tokenizer(spec.encoder, found.words, device=device)
         return InputEncoding(
             spec.texts,
             tokenizer,
             spec.encoder.max_length,
             {
-                key: Numbering.of(rows.keys[key], own.buckets, own.min_count)
+                key: Numbering.of(found.values[key], own.min_count)
+                if own.buckets is None
+                else Numbering(None, own.buckets)
                 for key, own in spec.keyed_inputs.items()
             },
-            dense,
-            {bag: rows.bags[bag].n_columns for bag in spec.wide_bags},
+            {
+                bag: Standardizer.of(found.moments[bag], keeps_missing(bags[bag]))
+                for bag in spec.dense_bags
+            },
+            found.wide,
         )
 
     @property
@@ -281,10 +256,14 @@ class InputEncoding:
             dict(self.wide),
         )
 
-    def extended(self, rows: Dataset) -> InputEncoding:
-        """Return the encoding that knows these rows' ids too."""
+    def unknown(self, keys: Mapping[str, Keys]) -> dict[str, Keys]:
+        """Return the ids of columns that it does not know."""
+        return {key: own.unknown(keys[key], key) for key, own in self.ids.items()}
+
+    def extended(self, keys: Mapping[str, Keys]) -> InputEncoding:
+        """Return the encoding that knows the ids of these columns too."""
         return replace(
-            self, ids={key: own.extended(rows.keys[key], key) for key, own in self.ids.items()}
+            self, ids={key: own.extended(keys[key], key) for key, own in self.ids.items()}
         )
 
     def encode(self, rows: Dataset, group: str | None = None) -> EncodedRows:
@@ -313,7 +292,7 @@ class InputEncoding:
 
     def _texts(self, rows: Dataset, column: str) -> TextColumn:
         assert self.tokenizer is not None
-        return TextColumn.of(_texts_of(rows, column), self.tokenizer, self.max_length)
+        return TextColumn.of(texts_of(rows, column), self.tokenizer, self.max_length)
 
 
 def where_to_compute(device: str) -> str:
@@ -321,27 +300,19 @@ def where_to_compute(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _texts_of(rows: Dataset, column: str) -> pa.Array:
-    values = rows.keys[column].values
-    if pa.types.is_integer(values.type):
-        raise DataError(
-            f"{rows.label}: column '{column}' holds integers, where the deep coordinate expects "
-            "text; cast it, or make it `categorical`"
-        )
-    return values
-
-
-def _warn_of_constants(label: str, bag: str, own: Standardizer, index: FeatureIndex) -> None:
-    constant = np.flatnonzero(own.scale == 0)
-    if constant.size == 0 or isinstance(index, HashedIndex):
-        return
-    names, terms = index.features(constant[:3])
-    some = [
-        f"{n}:{t}" if t else n for n, t in zip(names.to_pylist(), terms.to_pylist(), strict=True)
-    ]
-    more = f" and {constant.size - 3} more" if constant.size > 3 else ""
-    text = "%s: bag '%s': %s%s: no two numbers differ in training; the network does not see it"
-    log.warning(text, label, bag, ", ".join(some), more)
+def warn_of_constants(
+    label: str, encoding: InputEncoding, indices: Mapping[str, FeatureIndex]
+) -> None:
+    """Tell of numbers that the network does not see, as they are all the same."""
+    for bag, own in encoding.dense.items():
+        constant, index = np.flatnonzero(own.scale == 0), indices[bag]
+        if constant.size == 0 or isinstance(index, HashedIndex):
+            continue
+        names, terms = (column.to_pylist() for column in index.features(constant[:3]))
+        some = [f"{n}:{t}" if t else n for n, t in zip(names, terms, strict=True)]
+        more = f" and {constant.size - 3} more" if constant.size > 3 else ""
+        text = "%s: bag '%s': %s%s: no two numbers differ in training; the network does not see it"
+        log.warning(text, label, bag, ", ".join(some), more)
 
 
 def _groups(rows: Dataset, column: str) -> I64:
@@ -461,6 +432,11 @@ class EncodedRows:
     def n_rows(self) -> int:
         """Number of rows."""
         return self.rows.n_rows
+
+    @property
+    def uid(self) -> I64:
+        """(n,) unique ids."""
+        return self.rows.uid
 
     @property
     def weight(self) -> F64:

@@ -28,6 +28,7 @@ from gdmix import memory
 from gdmix.config import CoordinateSpec, DeepFixedEffect
 from gdmix.data.dataset import Dataset
 from gdmix.data.feature_index import FeatureIndex
+from gdmix.data.keys import Keys
 from gdmix.data.write import atomic_file, write_json, write_table
 from gdmix.deep.encoders import load_tokenizer
 from gdmix.deep.inputs import (
@@ -207,9 +208,9 @@ class DeepModel:
         )
         return self._regrown(encoding, {} if same else moved, name)
 
-    def extended(self, rows: Dataset, name: str) -> DeepModel:
-        """Return the model with vectors, to be trained, of ids that only these rows have."""
-        return self._regrown(self.encoding.extended(rows), {}, name)
+    def extended(self, keys: Mapping[str, Keys], name: str) -> DeepModel:
+        """Return the model with vectors, to be trained, of ids that it does not know yet."""
+        return self._regrown(self.encoding.extended(keys), {}, name)
 
     def _regrown(self, encoding: InputEncoding, moved: Mapping[str, I64], name: str) -> DeepModel:
         if encoding.sizes == self.encoding.sizes and not moved:

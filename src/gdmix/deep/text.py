@@ -111,12 +111,29 @@ class Vocabulary:
         DataError
             If no word is left.
         """
-        counts: pa.Table | None = None
-        for part in parts(texts):
-            words = pc.list_flatten(_split(part, tokenizer, lowercase))
-            table = pa.table({"word": words, "n": np.ones(len(words), np.int64)})
-            counts = _counted(table if counts is None else pa.concat_tables([counts, table]))
-        if counts is None or not counts.num_rows:
+        counts = count_words(texts, tokenizer=tokenizer, lowercase=lowercase)
+        return cls.from_counts(
+            counts, min_count=min_count, max_size=max_size, tokenizer=tokenizer, lowercase=lowercase
+        )
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: pa.Table,
+        *,
+        min_count: int = 1,
+        max_size: int | None = None,
+        tokenizer: str = "words",
+        lowercase: bool = True,
+    ) -> Vocabulary:
+        """Return the vocabulary of texts whose words are counted by `count_words`.
+
+        Raises
+        ------
+        DataError
+            If no word is left.
+        """
+        if not counts.num_rows:
             raise DataError("text: the training rows' texts hold no word")
         counts = counts.filter(pc.greater_equal(counts["n"], min_count))
         if not counts.num_rows:
@@ -205,6 +222,24 @@ def parts(texts: Iterable[str | None], size: int = _TEXTS_AT_ONCE) -> Iterator[p
         yield pc.fill_null(pa.array(some, pa.large_string()), "")
 
 
+def count_words(
+    texts: Iterable[str | None], *, tokenizer: str = "words", lowercase: bool = True
+) -> pa.Table:
+    """Return the distinct words of texts, ``word``, and how often each occurs, ``n``."""
+    counts = pa.table({"word": pa.array([], pa.large_string()), "n": pa.array([], pa.int64())})
+    for part in parts(texts):
+        words = pc.list_flatten(_split(part, tokenizer, lowercase))
+        found = pa.table({"word": words, "n": np.ones(len(words), np.int64)})
+        counts = added_words(counts, found)
+    return counts
+
+
+def added_words(one: pa.Table, other: pa.Table) -> pa.Table:
+    """Return two counts of words as one."""
+    grouped = pa.concat_tables([one, other]).group_by("word").aggregate([("n", "sum")])
+    return grouped.rename_columns(["word", "n"])
+
+
 def _split(texts: pa.Array, tokenizer: str, lowercase: bool) -> pa.Array:
     """Return the list of each text's words."""
     if lowercase:
@@ -215,8 +250,3 @@ def _split(texts: pa.Array, tokenizer: str, lowercase: bool) -> pa.Array:
     # Of an empty text Arrow makes one empty word.
     blank = pc.equal(pc.list_element(words, 0), "")
     return pc.if_else(blank, pa.scalar([], words.type), words)
-
-
-def _counted(table: pa.Table) -> pa.Table:
-    grouped = table.group_by("word").aggregate([("n", "sum")])
-    return grouped.rename_columns(["word", "n"])

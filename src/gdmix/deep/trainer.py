@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from gdmix.config.training import Training
-from gdmix.deep.batches import BatchPlan, BatchSource, Share, Units, split, units_of
+from gdmix.deep.batches import (
+    BatchPlan,
+    BatchSource,
+    Holding,
+    Share,
+    TrainingRows,
+    Units,
+    split,
+    units_of,
+)
 from gdmix.deep.checkpoints import TrainingCheckpoint, interruption, signature
 from gdmix.deep.distributed import Team, team
 from gdmix.deep.optimizer import Optimizer
@@ -122,8 +131,8 @@ def fit_network(
     """Train a network, in place; it comes back on the CPU, ready to score.
 
     Minimises the mean of `loss` over the weights of rows, at scores ``network(batch) + offset``.
-    All processes of a ``torchrun`` call it with the same arguments and leave it with the same
-    network; the first one's weights are those it begins with.
+    All processes of a team call it with the same arguments, but for rows that are divided among
+    them, and leave it with the same network; the first one's weights are those it begins with.
 
     Parameters
     ----------
@@ -131,7 +140,7 @@ def fit_network(
         From a batch to (m,) scores. What its method `pretrained_parameters` gives, if it has
         one, is trained at the encoder's learning rate.
     source
-        The training rows.
+        The training rows that this process holds.
     seed
         Of the order of rows, of the inner split and of dropout; `training.seed` is the caller's
         to heed.
@@ -168,22 +177,25 @@ def fit_network(
         own.copy_from_first(network)
         begun = _signature_of(network, source)
         network.to(device)
-        units, inner = units_of(source), None
+        rows = TrainingRows.of(source, own)
+        units, inner = units_of(rows), None
         if training.inner_split is not None:
             units, inner = split(units, training.inner_split, seed)
         plan = BatchPlan(
             units,
-            source.weight,
+            rows.weight,
             batch_size=training.batch_size,
             accumulate=training.accumulate,
-            block_rows=source.block_rows,
+            block_rows=rows.block_rows,
             seed=seed,
         )
         steps = training.steps or (training.epochs or 1) * plan.steps_per_epoch
         optimizer = Optimizer(network, training, steps)
-        loader = stack.enter_context(_Loader(source, plan, own, device, steps))
+        loader = stack.enter_context(_Loader(source, plan, rows.holding, device, steps))
         compute = _compute(network, loss, training, device)
-        judge = _judge(network, source, inner, compute, training, validation, own, device)
+        judge = _judge(
+            network, source, rows.holding, inner, compute, training, validation, own, device
+        )
         store = TrainingCheckpoint(
             checkpoint if own.is_first else None,
             {
@@ -390,9 +402,14 @@ class _Loader:
     """Batches on their device; for a GPU they are made while it works on the ones before."""
 
     def __init__(
-        self, source: BatchSource, plan: BatchPlan, own: Team, device: torch.device, steps: int
+        self,
+        source: BatchSource,
+        plan: BatchPlan,
+        holding: Holding,
+        device: torch.device,
+        steps: int,
     ) -> None:
-        self._source, self._plan, self._own = source, plan, own
+        self._source, self._plan, self._holding = source, plan, holding
         self._device, self._steps = device, steps
         self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._next: tuple[int, Future[tuple[Share, list[dict[str, Tensor]]]]] | None = None
@@ -417,7 +434,7 @@ class _Loader:
         return share, (to_device(batch, self._device) for batch in batches)
 
     def _share(self, number: int) -> Share:
-        return self._plan.share(number, self._own.rank, self._own.size)
+        return self._plan.share(number, self._holding)
 
     def _made(self, number: int) -> tuple[Share, list[dict[str, Tensor]]]:
         share = self._share(number)
@@ -461,6 +478,7 @@ def _compute(
 def _judge(
     network: nn.Module,
     source: BatchSource,
+    holding: Holding,
     inner: Units | None,
     compute: Callable[[Mapping[str, Tensor]], Tensor],
     training: Training,
@@ -476,8 +494,8 @@ def _judge(
         assert inner is not None
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         parts = -(-inner.rows.size // training.batch_size)
-        for units in np.array_split(np.arange(inner.size), parts)[own.rank :: own.size]:
-            rows = inner.rows_of(units)
+        for units in np.array_split(np.arange(inner.size), parts):
+            rows = holding.own(inner, units)
             if rows.size:
                 sums[0] += compute(to_device(source.batch(rows), device))
                 sums[1] += float(source.weight[rows].sum())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gdmix.config import (
     AvroLayout,
     CoordinateSpec,
+    DeepFixedEffect,
     ExternalScores,
     FixedEffect,
     ModelConfig,
@@ -29,6 +30,7 @@ from gdmix.data.feature_summary import FeatureSummary
 from gdmix.engines.spark import partition_tasks as tasks
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
+from gdmix.engines.spark.deep_effect import SparkDeepEffect, deep_layout
 from gdmix.engines.spark.exchange import Pieces, Placement, addressed, of_kind
 from gdmix.engines.spark.fixed_effect import SparkFixedEffect, is_distributed
 from gdmix.engines.spark.giants import Giants
@@ -169,6 +171,8 @@ class SparkWorkspace:
             return Layout(name, placement.partitions, spec.key, placement, bags, keys, giants)
         if self._is_distributed(name):
             return Layout(name, self._cluster.slots, None, None, bags, keys)
+        if isinstance(spec, DeepFixedEffect):
+            return deep_layout(spec, self._cluster.slots, self._rows.n_rows)
         log.info("%s: is fitted by one task, which holds all rows", name)
         return Layout(name, 1, None, None, bags, keys)
 
@@ -183,7 +187,7 @@ class SparkWorkspace:
         parts = [
             cluster.send(cluster.map(rows.home, partial(tasks.depart, layout)), layout.partitions)
         ]
-        if earlier is not None:
+        if earlier is not None and not isinstance(spec, DeepFixedEffect):
             parts.append(self._divided(layout, earlier))
         indices = {} if isinstance(spec, RandomEffect | FixedEffect) else rows.indices
         penalty = self._penalties.get(name)
@@ -200,6 +204,8 @@ class SparkWorkspace:
         if self._is_distributed(name):
             assert isinstance(spec, FixedEffect)
             make = partial(SparkFixedEffect, spec=spec)
+        elif isinstance(spec, DeepFixedEffect):
+            make = SparkDeepEffect
         coordinate: SparkCoordinate = make(
             layout,
             cluster,
@@ -213,6 +219,9 @@ class SparkWorkspace:
         )
         self.coordinates[name] = coordinate
         if earlier is None:
+            return
+        if isinstance(coordinate, SparkDeepEffect):
+            self.start[name] = coordinate.extended(earlier)
             return
         own = coordinate.in_parts(folder / f"{name}.start", facts[0]["start"])
         self.start[name] = own
