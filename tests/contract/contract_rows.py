@@ -211,8 +211,20 @@ def _of_models(found: TrainedModel, wanted: TrainedModel, name: str) -> float:
     if isinstance(theirs, FactorizationModel):
         one, other = found.coefficient_table(name), wanted.coefficient_table(name)
         return tables_differ(one, other)
+    if theirs.type == "deep":
+        return _of_networks(own, theirs)
     assert isinstance(theirs, ExternalModel | CustomModel)  # its scores tell
     return 0.0
+
+
+def _of_networks(own: Any, theirs: Any) -> float:
+    one, other = own.network.state_dict(), theirs.network.state_dict()
+    assert one.keys() == other.keys()
+    assert (own.fits, own.encoding.sizes) == (theirs.fits, theirs.encoding.sizes)
+    for key, numbering in theirs.encoding.ids.items():
+        assert own.encoding.ids[key].values == numbering.values
+    units = [np.array([m.level, m.scale]) for m in (own, theirs)]
+    return max(far(*units), *(far(one[k].numpy(), w.numpy()) for k, w in other.items()))
 
 
 def _of_linear(own: Any, theirs: LinearModel) -> float:

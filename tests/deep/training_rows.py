@@ -25,6 +25,7 @@ class Rows:
         self.weight = np.ones(n) if weight is None else weight
         self.offset = np.zeros(n) if offset is None else offset
         self.group, self.block_rows, self.n_rows = group, block_rows, n
+        self.uid = np.arange(n)
         self.asked: list[NDArray[np.int64]] = []
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
