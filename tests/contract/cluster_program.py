@@ -2,9 +2,9 @@
 
     python cluster_program.py MASTER FOLDER [PAUSE]
 
-PAUSE names a coordinate. In the middle of its first fit, one of the tasks writes the number of its
-executor's process into FOLDER/paused and waits to be killed. All of that is in this file: functions
-of the program travel to the tasks by value.
+PAUSE names a coordinate; `network` is a deep one, in the place of all others. In the middle of its
+first fit, one of the tasks writes the number of its executor's process into FOLDER/paused and waits
+to be killed. All of that is in this file: functions of the program travel to the tasks by value.
 """
 
 from __future__ import annotations
@@ -18,11 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contract_rows import Data, assert_same, config_of, make_rows, outcome_of, reference_of
+from contract_rows import (
+    Data,
+    assert_same,
+    config_of,
+    difference,
+    make_rows,
+    outcome_of,
+    reference_of,
+)
 
-from gdmix import FixedEffect, RandomEffect
+from gdmix import DeepFixedEffect, FixedEffect, RandomEffect
 from gdmix.config import SparkConfig
-from gdmix.engines.spark import coordinates, fixed_effect
+from gdmix.engines.spark import coordinates, deep_effect, fixed_effect
 from gdmix.engines.spark.engine import SparkEngine
 from gdmix.engines.spark.partition_tasks import fit
 from gdmix.engines.spark.session import opened
@@ -32,6 +40,14 @@ PARTS = (
     FixedEffect("global", features=["row", "more", "dense"], variance="full"),
     RandomEffect("per-user", entity="user", features=["row"]),
     RandomEffect("per-item", entity="item", features=["dense"], variance="simple"),
+)
+NETWORK = DeepFixedEffect(
+    "network",
+    text="item",
+    dense="dense",
+    categorical={"user": {"dim": 2}},
+    encoder={"type": "cnn", "windows": [1], "filters": 4, "word_dim": 4},
+    training={"steps": 30, "batch_size": 32, "learning_rate": 0.01, "epsilon": 1e-3},
 )
 ROLES = {"weight": "importance", "offset": "base"}
 
@@ -86,6 +102,28 @@ def pausing_shard(folder: Path, *arguments: Any) -> Iterator[Any]:
         module.barrier_group = whole
 
 
+def pausing_network(folder: Path, *arguments: Any) -> Iterator[Any]:
+    """Fit a shard of a network; rank 1 waits amid the steps, the others for it."""
+    from pyspark import BarrierTaskContext
+
+    from gdmix.deep.distributed import Team
+    from gdmix.engines.spark import deep_effect as module
+
+    whole, calls = Team.add_up, iter(range(10_000))
+
+    def interrupted(self: Any, tensor: Any) -> None:
+        if next(calls) == 8:
+            pause(folder)
+        whole(self, tensor)
+
+    if BarrierTaskContext.get().partitionId() == 1:
+        Team.add_up = interrupted  # type: ignore[method-assign]
+    try:
+        yield from module.fit_shard(*arguments)  # as it is: only the driver has another
+    finally:
+        Team.add_up = whole  # type: ignore[method-assign]
+
+
 class Interrupted:
     """A group of tasks, one of which waits in the middle of a fit."""
 
@@ -108,14 +146,24 @@ def main(master: str, folder: Path, paused: str | None = None) -> None:
         coordinates.fit = partial(pausing_fit, folder)  # type: ignore[assignment]
     elif paused == "global":
         fixed_effect.fit_shard = partial(pausing_shard, folder)  # type: ignore[assignment]
-    train, validation = make_rows(320, 1), make_rows(140, 2, new=4)
+    elif paused == "network":
+        deep_effect.fit_shard = partial(pausing_network, folder)  # type: ignore[assignment]
+    # A network's rows are shuffled in the order of their uids on a cluster, in files' order here.
+    train, validation = make_rows(320, 1).sort_by("uid"), make_rows(140, 2, new=4)
     data = Data.write(folder / "rows", train, validation)
-    config = config_of(*PARTS, columns=ROLES, passes=2, metrics=["auc", "auc:user", "mrr:item"])
+    parts = (NETWORK,) if paused == "network" else PARTS
+    config = config_of(*parts, columns=ROLES, passes=2, metrics=["auc", "auc:user", "mrr:item"])
     settings = {**SETTINGS, "spark.executor.memory": "1g", "spark.cores.max": "2"}
     with opened(SparkConfig(master=master, conf=settings), "gdmix tests") as session:
         engine = SparkEngine(session, partitions=3, scratch=folder / "scratch")
         found = outcome_of(engine, config, data.train, data.validation)
-    print(assert_same(found, reference_of(config, train, validation)))
+    wanted = reference_of(config, train, validation)
+    if paused == "network":  # of single precision; ranks of scores may change
+        apart = difference(found, wanted)
+        assert max(apart.coefficients, apart.scores, apart.objective) < 1e-4, apart
+        print(apart)
+    else:
+        print(assert_same(found, wanted))
 
 
 if __name__ == "__main__":

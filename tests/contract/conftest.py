@@ -20,7 +20,7 @@ QUICK = (
     "test_linear_task_with_uncertainty_and_no_validation",
     "test_active_and_passive_rows",
     "test_warm_start",
-    "test_a_network_beside_a_random_effect",
+    "test_a_network_on_rows_without_uid",
     "test_mistakes_in_data[spark-findings]",
     "test_mistakes_in_data[spark-missing columns]",
     "test_mistakes_in_data[spark-missing file]",

@@ -90,6 +90,14 @@ def both(engine: Engine, train: pa.Table, validation: pa.Table, tmp_path: Path) 
     return compare
 
 
+def test_a_network_on_rows_without_uid(engine: Engine, train: pa.Table, tmp_path: Path) -> None:
+    """They are numbered in the order of the file, in which they are shuffled."""
+    mixed = train.take(np.random.default_rng(0).permutation(320)).drop_columns(["uid"])
+    data = Data.write(tmp_path / "rows", mixed, mixed)
+    config = config_of(network(), columns=ROLES, passes=2)
+    compared(outcome_of(engine, config, data.train), reference_of(config, mixed))
+
+
 def test_a_network_beside_a_random_effect(both: Any) -> None:
     found = both(config_of(network(), PER_USER, columns=ROLES, passes=2, metrics=["logloss"]))
     steps = [s.report.iterations for s in found.descent.history if s.coordinate == "global"]
@@ -112,15 +120,6 @@ def test_rows_that_a_loss_compares_are_in_one_shard(both: Any, loss: str) -> Non
             metrics=["ndcg@3:user"],
         )
     )
-
-
-def test_rows_without_uid_are_in_the_order_of_the_file(
-    engine: Engine, train: pa.Table, tmp_path: Path
-) -> None:
-    mixed = train.take(np.random.default_rng(0).permutation(320)).drop_columns(["uid"])
-    data = Data.write(tmp_path / "rows", mixed, mixed)
-    config = config_of(network(), columns=ROLES)
-    compared(outcome_of(engine, config, data.train), reference_of(config, mixed))
 
 
 def test_a_network_that_goes_on_from_an_earlier_one(

@@ -69,9 +69,11 @@ def test_a_cluster_of_processes(cluster: Any, start: Any, tmp_path: Path) -> Non
     assert "Difference(" in output
 
 
-@pytest.mark.parametrize("coordinate", ["global", "per-user"])
+@pytest.mark.parametrize("coordinate", ["global", "per-user", "network"])
 def test_a_killed_executor(cluster: Any, start: Any, tmp_path: Path, coordinate: str) -> None:
-    """In the middle of a barrier stage, and of one of a random effect."""
+    """In the middle of a barrier stage, of one of a random effect, and of a network's steps."""
+    if coordinate == "network":
+        pytest.importorskip("torch")
     program = start(HERE / "cluster_program.py", cluster.url, tmp_path, coordinate)
     wait_for((tmp_path / "paused").exists, program)
     victim = int((tmp_path / "paused").read_text())
