@@ -24,7 +24,7 @@ class Training(Strict):
     """AdamW on batches of rows, or of whole groups of rows for a ranking loss.
 
     An epoch is cut into equal batches of at most `batch_size` rows. What is said of a batch holds
-    for all processes together: under ``torchrun`` each one computes its share.
+    for all processes together: under ``torchrun``, or on Spark, each one computes its share.
 
     Examples
     --------

@@ -3,6 +3,7 @@
 coordinate                 fits the network beside all other coordinates' scores
 model                      the trained network and what turns rows into its inputs; its files
 inputs                     rows to numbers: vocabularies, hashes, standardized numbers; batches
+findings                   what training rows, in one place or divided, say of these
 network                    what a spec describes: sides, interaction, hidden layers, the score
 text, pretrained, frozen   texts to numbers, of words or of a Hugging Face model
 encoders, pooling          tokens of a text to its vector
@@ -10,7 +11,8 @@ interaction                vectors of two sides to what a score is made of
 losses                     what training minimises, of rows or of groups of rows
 trainer                    the loop, and which network is kept
 batches, optimizer         which rows train in which step; AdamW, schedules, gradients
-checkpoints, distributed   a killed training goes on; processes of one torchrun
+checkpoints                a killed training goes on
+distributed                processes that train together: of one torchrun, or an engine's tasks
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ F64 = NDArray[np.float64]
 _T = TypeVar("_T")
 # The others wait while the first one fits random effects; should it die, they are told at once.
 _PATIENCE = timedelta(days=30)
+# Of processes with shards: a connection that ends without a word is found out.
+_SILENCE = timedelta(hours=1)
 
 
 class PeerEnded(EngineError):
@@ -180,8 +182,12 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
+        reason = _first_line(error)
         raise PeerEnded(f"another process of this training has ended: {reason}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 _joined: Team | None = None
@@ -206,14 +212,23 @@ def joined(
     host
         Name or address at which the others reach this process.
     gpu
-        Number of the GPU that is its own. If all have one, gradients are added up by nccl.
+        Number of the GPU that is its own. If all have one, gradients are added up by nccl, else by
+        gloo.
 
     Raises
     ------
+    ConnectionError
+        If the processes can't be connected.
     PeerEnded
         If another process leaves the block early.
     """
     global _joined
+    import torch
+
+    if gpu is not None and torch.cuda.is_available():
+        torch.cuda.set_device(gpu)
+    else:
+        gpu = None
     try:
         local = _meet(rank, size, all_gather, host, gpu) if size > 1 else 0
         _joined = Team(rank, size, local if gpu is None else gpu, has_shards=True)
@@ -231,11 +246,8 @@ def _meet(
     gpu: int | None,
 ) -> int:
     """Form the process group; return this process's number among those of its machine."""
-    import torch
     import torch.distributed as dist
 
-    if gpu is not None:
-        torch.cuda.set_device(gpu)
     store: Any = None
     connect = partial(dist.TCPStore, wait_for_workers=False)  # type: ignore[attr-defined]
     if rank == 0:  # its store keeps the addresses of all
@@ -243,10 +255,17 @@ def _meet(
     port = 0 if store is None else store.port
     told = [text.rsplit(" ", 2) for text in all_gather(f"{host} {port} {int(gpu is not None)}")]
     backend = "cpu:gloo,cuda:nccl" if all(own[2] == "1" for own in told) else "gloo"
-    with _others():
+    try:
         if store is None:
             store = connect(told[0][0], int(told[0][1]), is_master=False)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_SILENCE)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"processes of a training can't connect: {_first_line(error)}; does "
+            "GLOO_SOCKET_IFNAME name the network device by which they reach each other?"
+        ) from error
+    with _others():
+        dist.barrier()  # from here on, one that leaves early does so before the eyes of all
     return [own[0] for own in told[:rank]].count(host)
 
 

@@ -8,6 +8,7 @@ ends it, and Spark runs it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -94,9 +95,8 @@ def fit_shard(task: FitTask, pieces: Iterable[Addressed]) -> Iterator[Addressed]
     host = tasks[rank].address.rsplit(":", 1)[0]
 
     def work() -> list[Addressed]:
-        with joined(rank, len(tasks), context.allGather, host, _gpu(context)):
-            prepared, offset, start = task.open(pieces, rank)
-            model, report = prepared.coordinate.fit(offset, start)
+        prepared, offset, start = task.open(pieces, rank)
+        model, report = prepared.coordinate.fit(offset, start)
         if rank == 0:
             write_part(model, task.folder, rank)
         scores = prepared.coordinate.score(model)
@@ -114,11 +114,16 @@ def fit_shard(task: FitTask, pieces: Iterable[Addressed]) -> Iterator[Addressed]
             *addressed(rank % task.homes, FACTS, rank, facts),
         ]
 
-    yield from in_agreement(context.allGather, work) or ()
+    team = joined(rank, len(tasks), context.allGather, host, _gpu(context))
+    yield from in_agreement(context.allGather, team, work) or ()
 
 
-def in_agreement(all_gather: Callable[[str], Iterable[str]], work: Callable[[], T]) -> T | None:
-    """Return what a task's work returns, once all tasks of the stage have done theirs.
+def in_agreement(
+    all_gather: Callable[[str], Iterable[str]],
+    team: AbstractContextManager[object],
+    work: Callable[[], T],
+) -> T | None:
+    """Return what a task's work in a team returns, once all tasks of the stage have done theirs.
 
     Where a task tells of what a user can mend the others, which miss it, end without a word: a
     task that fails would let Spark run the stage again.
@@ -127,6 +132,8 @@ def in_agreement(all_gather: Callable[[str], Iterable[str]], work: Callable[[], 
     ----------
     all_gather
         Returns the texts that all tasks give it.
+    team
+        Left at once by a task that fails, else when all tasks are done.
 
     Returns
     -------
@@ -142,21 +149,23 @@ def in_agreement(all_gather: Callable[[str], Iterable[str]], work: Callable[[], 
     """
     from gdmix.deep.distributed import PeerEnded
 
-    outcome, result, reason = _DONE, None, ""
-    mistake: GdmixError | None = None
-    try:
-        result = work()
-    except PeerEnded as error:
-        outcome, reason = _LOST, str(error)
-    except GdmixError as error:
-        outcome, mistake = _MISTAKE, error
-    outcomes = list(all_gather(outcome))
-    if mistake is not None:
-        raise mistake
+    outcome, result = _DONE, None
+    failure: GdmixError | None = None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(team)
+            result = work()
+        except GdmixError as error:
+            stack.close()  # others may be waiting for this task
+            outcome = _LOST if isinstance(error, PeerEnded) else _MISTAKE
+            failure = error
+        outcomes = list(all_gather(outcome))
+    if outcome == _MISTAKE and failure is not None:
+        raise failure
     if _MISTAKE in outcomes:
         return None
     if _LOST in outcomes:
-        raise PeerLost(reason or "another task of the stage lost its connection")
+        raise PeerLost(str(failure or "another task of the stage lost its connection"))
     return result
 
 
