@@ -124,6 +124,9 @@ def test_one_process_alone() -> None:
         numbers = known.holding.own(units, np.arange(units.size))
         assert rows.uid[numbers].tolist() == list(range(300))  # in the order of uids
         assert known.weight.tolist() == rows.weight[numbers].tolist()
+        rows.uid[:] = 7  # of rows that are not checked: each is there once all the same
+        again = TrainingRows.of(rows, own).holding.own(units, np.arange(units.size))
+        assert again.tolist() == list(range(300))
     assert team().size == 1 and not team().has_shards
 
 
@@ -143,7 +146,7 @@ class Ranks(Team):
 def known_to(rank: int, group: Any = None) -> tuple[Any, TrainingRows]:
     rows = logistic_rows(300, group=group)
     shards = [shard_of(rows, r) for r in (0, 1)]
-    answers: list[Any] = [[s.uid for s in shards]]
+    answers: list[Any] = [[np.array([s.n_rows]) for s in shards], [s.uid for s in shards]]
     if group is not None:
         sizes = [s.group.max() + 1 for s in shards]
         answers.append([np.array([n]) for n in sizes])

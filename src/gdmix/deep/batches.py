@@ -170,18 +170,19 @@ class TrainingRows:
         if not own.has_shards:
             holding = Copies(own.rank, own.size)
             return TrainingRows(source.weight, source.group, source.block_rows, holding)
-        uid = own.gathered(source.uid)
-        order = np.argsort(uid, kind="stable")
-        numbers = np.searchsorted(uid, source.uid, sorter=order)
-        del uid
-        places = np.argsort(numbers)
+        sizes = own.gathered(np.array([source.n_rows]))
+        first = int(sizes[: own.rank].sum())
+        order = np.argsort(own.gathered(source.uid), kind="stable")
+        numbers = np.flatnonzero((order >= first) & (order < first + source.n_rows))
         group = None
         if source.group is not None:
-            # Groups are not divided: those of each process are other ones.
+            # Groups are not divided: those of each process are other ones. A row of none has -1.
             counts = own.gathered(np.array([source.group.max(initial=-1) + 1]))
-            group = own.gathered(source.group + counts[: own.rank].sum())[order]
+            before = counts[: own.rank].sum()
+            numbered = np.where(source.group < 0, source.group, source.group + before)
+            group = own.gathered(numbered)[order]
         weight = own.gathered(source.weight)[order]
-        return TrainingRows(weight, group, None, Shard(numbers[places], places))
+        return TrainingRows(weight, group, None, Shard(numbers, order[numbers] - first))
 
 
 class _Weighted(Protocol):
