@@ -186,7 +186,7 @@ def test_a_run_that_ends_before_its_first_step_leaves_nothing(
 
 
 @pytest.mark.parametrize("end", [fail, interrupt])
-@pytest.mark.parametrize("where", ["gdmix.estimator.descend", "gdmix.runs.write_model"])
+@pytest.mark.parametrize("where", ["gdmix.estimator.descend", "gdmix.engines.local.write_model"])
 def test_an_earlier_run_stays_when_the_next_one_fails(
     project: Path, monkeypatch: Any, end: Any, where: str
 ) -> None:

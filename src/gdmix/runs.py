@@ -44,7 +44,7 @@ from gdmix.engines.make import Place, Stamps, open_engine, stamps
 from gdmix.errors import ConfigError, ModelError, OutputError
 from gdmix.estimator import train
 from gdmix.model.base import CoordinateModel
-from gdmix.model.store import is_model_folder, write_model
+from gdmix.model.store import is_model_folder
 
 HISTORY = "history.json"
 # Settings without effect on the model.
@@ -216,7 +216,7 @@ def _train_into(
     def keep(number: int, workspace: Workspace, models: Mapping[str, CoordinateModel]) -> None:
         path = folder / _PASSES / str(number)
         with replaced_folder(path) as staging:
-            write_model(workspace.trained_model(models), staging, avro)
+            workspace.write_model(models, staging, avro)
 
     with leading():
         result, workspace = train(
@@ -244,8 +244,7 @@ def _train_into(
     workspace.write_scores(result.models, folder, avro)
     write_json(history.to_dict(), folder / HISTORY)
     if config.output_models != "none":
-        model = workspace.trained_model(result.models)
-        write_model(model, folder, avro, checkpoint.folder_of)
+        workspace.write_model(result.models, folder, avro, checkpoint.folder_of)
     return history
 
 

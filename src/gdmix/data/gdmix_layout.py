@@ -18,16 +18,20 @@ def model_part(partition: int) -> str:
     return f"part-{partition:05d}.avro"
 
 
-def score_part(folder: Path, partition: int, rows: str = "") -> Path:
-    """Return the file of a random effect's scores of one partition.
+def score_part(folder: Path, partition: int | None, rows: str = "", part: int = 0) -> Path:
+    """Return a file of scores.
 
     Parameters
     ----------
+    partition
+        Of a random effect; None of a fixed effect.
     rows
         ``active`` or ``passive``, of training scores.
+    part
+        Number of the file, where several have the rows.
     """
-    name = f"part-00000-{rows}.avro" if rows else "part-00000.avro"
-    return folder / f"partitionId={partition}" / name
+    name = f"part-{part:05d}-{rows}.avro" if rows else f"part-{part:05d}.avro"
+    return folder / name if partition is None else folder / f"partitionId={partition}" / name
 
 
 def partitions_of(entities: pa.Array, n: int) -> NDArray[np.int32]:

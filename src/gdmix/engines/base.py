@@ -12,6 +12,7 @@ from gdmix.coordinates.variance_components import WeightSource
 from gdmix.data.read import Source
 from gdmix.model.base import CoordinateModel
 from gdmix.model.mixed_model import TrainedModel
+from gdmix.model.store import FolderOf, nowhere
 
 
 class Workspace(Protocol):
@@ -43,6 +44,15 @@ class Workspace(Protocol):
 
     def trained_model(self, models: Mapping[str, CoordinateModel]) -> TrainedModel:
         """Put coordinates together with what scoring needs."""
+
+    def write_model(
+        self,
+        models: Mapping[str, CoordinateModel],
+        folder: Path,
+        avro: AvroLayout | None = None,
+        folder_of: FolderOf = nowhere,
+    ) -> None:
+        """Write the model that `trained_model` returns; arguments as of `store.write_model`."""
 
     def write_scores(
         self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None

@@ -33,7 +33,7 @@ from gdmix.data.dataset import Dataset, load_rows, load_training
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.feature_summary import FeatureSummary, summarize
 from gdmix.data.folds import fold_numbers, rows_where
-from gdmix.data.gdmix_scores import write_score_folders
+from gdmix.data.gdmix_scores import TRAIN_SCORES, VALIDATION_SCORES, write_score_folders
 from gdmix.data.read import Source, open_rows
 from gdmix.data.schema import RowSchema
 from gdmix.data.score_files import score_tables, without, write_scores
@@ -48,6 +48,7 @@ from gdmix.model.base import CoordinateModel
 from gdmix.model.external import ExternalModel
 from gdmix.model.linear import LinearModel, linear_models, united
 from gdmix.model.mixed_model import LOSSES, TrainedModel
+from gdmix.model.store import FolderOf, nowhere, write_model
 from gdmix.model.warm_start import all_aligned, check_initial_model
 
 F64 = NDArray[np.float64]
@@ -398,6 +399,16 @@ class LocalWorkspace:
         )
         return {**models, **known}
 
+    def write_model(
+        self,
+        models: Mapping[str, CoordinateModel],
+        folder: Path,
+        avro: AvroLayout | None = None,
+        folder_of: FolderOf = nowhere,
+    ) -> None:
+        """Write the model that is trained."""
+        write_model(self.trained_model(models), folder, avro, folder_of)
+
     def write_scores(
         self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
     ) -> None:
@@ -407,10 +418,10 @@ class LocalWorkspace:
             fitted = [self.coordinates[name].score(models[name])] if name in models else []
             held = [of[name][1] for of in (self._held, self._external) if name in of]
             parts[name] = reduce(Scores.plus, fitted + held)
-        splits = [("train_scores", self._train, {n: s.train for n, s in parts.items()})]
+        splits = [(TRAIN_SCORES, self._train, {n: s.train for n, s in parts.items()})]
         if self._validation is not None:
             own = {n: s.validation for n, s in parts.items() if s.validation is not None}
-            splits.append(("validation_scores", self._validation, own))
+            splits.append((VALIDATION_SCORES, self._validation, own))
         files: list[tuple[Iterator[pa.Table], Path]] = []
         for split, every, own in splits:
             rows = replace(every, keys=without(every.keys, self._config.text_keys))

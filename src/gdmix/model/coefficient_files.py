@@ -39,6 +39,17 @@ def _part(folder: Path, part: int, suffix: str) -> Path:
     return folder / f"part-{part:05d}{suffix}"
 
 
+def part_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the parts that a folder has.
+
+    Raises
+    ------
+    ModelError
+        If it has none.
+    """
+    return [int(file.stem.removeprefix("part-")) for file in _parts_in(folder)]
+
+
 def write_coefficients(
     coefficients: FixedCoefficients | RandomCoefficients, folder: Path, part: int = 0
 ) -> None:

@@ -6,6 +6,7 @@ order: feature j of the design is column 1 + j.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -230,6 +231,29 @@ class RandomCoefficients:
         except (pa.ArrowException, TypeError, ValueError):
             return -1
         return int(pc.index(self.entities, scalar).as_py())
+
+
+def concatenated(parts: Sequence[RandomCoefficients]) -> RandomCoefficients:
+    """Return the models of all parts, which are of different entities, without Hessians.
+
+    Parameters
+    ----------
+    parts
+        At least one; either all of them have variances or none has.
+    """
+    starts = np.cumsum([0, *(part.values.size for part in parts)])
+    entities = pa.concat_arrays([part.entities for part in parts])
+    ends = [part.indptr[1:] + first for part, first in zip(parts, starts, strict=False)]
+    together = RandomCoefficients(
+        entities,
+        memory.concatenate([parts[0].indptr[:1], *ends]),
+        memory.concatenate([part.columns for part in parts]),
+        memory.concatenate([part.values for part in parts]),
+    )
+    variances = [part.variances for part in parts if part.variances is not None]
+    if variances:
+        together = replace(together, variances=memory.concatenate(variances))
+    return together.take(pc.sort_indices(entities).to_numpy().astype(np.int64))
 
 
 def entity_numbers(keys: Keys, entities: pa.Array, column: str) -> NDArray[np.int32]:

@@ -156,7 +156,7 @@ class TrainedModel:
         self, coordinate: str, columns: NDArray[np.uint32] | None = None
     ) -> tuple[pa.Array, pa.Array]:
         """Return names and terms of a coordinate's columns, the intercept first; or of some."""
-        bags = [self.indices[b] for b in self.coordinate(coordinate).features]
+        bags = [self.indices[b] for b in self._named(coordinate).features]
         if columns is not None:
             return features_of(bags, columns)
         first = pa.array([INTERCEPT_NAME], pa.large_string())

@@ -112,12 +112,8 @@ def write_models(
     ModelError
         If the names of two hashed bags would be the same.
     """
+    check_names(features, folder)
     coefficients = model.coefficients
-    if pc.sum(pc.and_(pc.equal(features[0], HASH_NAME), pc.equal(features[1], "0"))).as_py() > 1:
-        raise ModelError(
-            f"{folder}: two hashed bags of a coordinate have the same names of columns, which "
-            "Avro can't tell apart; write Parquet"
-        )
     if isinstance(coefficients, FixedCoefficients):
         size = coefficients.values.size
         columns = np.arange(size, dtype=np.uint32)
@@ -135,9 +131,43 @@ def write_models(
             for k in range(partitions)
         }
     for file, part in parts.items():
-        if part.variances is not None:
-            part = replace(part, variances=part.variances / model.dispersion)
-        write_batches(file, _MODEL, _records(part, model.intercept, features, task, cut))
+        write_file(replace(model, coefficients=part), features, task, file, cut)
+
+
+def write_file(
+    model: LinearModel,
+    features: tuple[pa.Array, pa.Array],
+    task: Task,
+    file: Path,
+    cut: float = 0.0,
+) -> None:
+    """Write the models of entities into a file; arguments as of `write_models`."""
+    models = model.coefficients
+    assert isinstance(models, RandomCoefficients)
+    if models.variances is not None:
+        models = replace(models, variances=models.variances / model.dispersion)
+    write_batches(file, _MODEL, _records(models, model.intercept, features, task, cut))
+
+
+def check_names(features: tuple[pa.Array, pa.Array], folder: Path) -> None:
+    """Refuse columns that have the same names, those of two hashed bags.
+
+    Raises
+    ------
+    ModelError
+        If there are any.
+    """
+    if pc.sum(pc.and_(pc.equal(features[0], HASH_NAME), pc.equal(features[1], "0"))).as_py() > 1:
+        raise ModelError(
+            f"{folder}: two hashed bags of a coordinate have the same names of columns, which "
+            "Avro can't tell apart; write Parquet"
+        )
+
+
+def described(entities: pa.DataType) -> dict[str, str]:
+    """Return what a manifest says of models in Avro whose entities have a type."""
+    kind = "integers" if pa.types.is_integer(entities) else "text"
+    return {"format": "avro", "entities": kind}
 
 
 def _records(

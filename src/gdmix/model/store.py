@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from gdmix.model.coefficients import FixedCoefficients
 from gdmix.model.kinds import read_coordinate
 from gdmix.model.linear import LinearModel
 from gdmix.model.mixed_model import LOSSES, TrainedModel
-from gdmix.model.photon_avro import write_models
+from gdmix.model.photon_avro import described, write_models
 from gdmix.model.stored import StoredModel
+
+FolderOf = Callable[[CoordinateModel], Path | None]
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -44,18 +47,23 @@ def is_model_folder(path: Path) -> bool:
         return False
 
 
+def nowhere(model: CoordinateModel) -> None:
+    """Return that a model lies in no folder."""
+
+
 def write_model(
     model: TrainedModel,
     folder: Path,
     avro: AvroLayout | None = None,
-    folder_of: Callable[[CoordinateModel], Path | None] = lambda model: None,
+    folder_of: FolderOf = nowhere,
 ) -> None:
-    """Write a model into an empty folder.
+    """Write a model into a folder, which has nothing yet but what `StoredModel`s have there.
 
     Parameters
     ----------
     avro
-        Write coefficients as Photon ML and GDMix have them, instead of in Parquet.
+        Write coefficients as Photon ML and GDMix have them, instead of in Parquet. Those that lie
+        in such files already stay in these.
     folder_of
         Tells where `CoordinateModel.write` has written a model already, on the same disk.
 
@@ -64,6 +72,9 @@ def write_model(
     OutputError
         If the system refuses to write there.
     """
+    if avro is not None:
+        loaded = {name: _to_convert(own) for name, own in model.coordinates.items()}
+        model = replace(model, coordinates=loaded)
     for bag, index in model.indices.items():
         if isinstance(index, HashedIndex):
             continue
@@ -79,6 +90,13 @@ def write_model(
             features, partitions = model.feature_names(name), avro.partitions.get(name, 1)
             write_models(coordinate, features, model.task, own, partitions=partitions)
     write_json(_manifest(model, avro is not None), folder / MANIFEST)
+
+
+def _to_convert(model: CoordinateModel) -> CoordinateModel:
+    """Return a model in memory if its coefficients lie in files, and these are not in Avro."""
+    if isinstance(model, StoredModel) and model.is_linear and not model.is_avro:
+        return model.loaded
+    return model
 
 
 def read_model(folder: Path, stored: bool = False) -> TrainedModel:
@@ -165,9 +183,10 @@ def _manifest(model: TrainedModel, avro: bool) -> dict[str, Any]:
 
 
 def _describe_avro(model: LinearModel) -> dict[str, Any]:
-    entities = getattr(model.coefficients, "entities", pa.array([], pa.int64()))
-    integers = pa.types.is_integer(entities.type)
-    return {"format": "avro", "entities": "integers" if integers else "text"}
+    coefficients = model.coefficients
+    if isinstance(coefficients, FixedCoefficients):
+        return described(pa.int64())  # it has none
+    return described(coefficients.entities.type)
 
 
 def _read_index(file: Path) -> FeatureIndex:

@@ -65,7 +65,7 @@ class StoredModel:
         ModelError
             If a file is missing or damaged.
         """
-        if self.type != "random_effect" or self.entry.get("format") == "avro":
+        if self.type != "random_effect" or self.is_avro:
             return self.loaded
         entity = str(self.entry["entity"])
         coefficients = read_random(self.folder, only=rows.keys[entity].values)
@@ -81,19 +81,25 @@ class StoredModel:
     @property
     def features(self) -> tuple[str, ...]:
         """Names of its feature bags."""
-        return tuple(self.entry["features"]) if self._is_linear else self.loaded.features
+        return tuple(self.entry["features"]) if self.is_linear else self.loaded.features
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of the key columns that it needs of rows."""
-        if not self._is_linear:
+        if not self.is_linear:
             return self.loaded.keys
         entity = self.entry["entity"]
         return () if entity is None else (entity,)
 
     @property
-    def _is_linear(self) -> bool:
+    def is_linear(self) -> bool:
+        """Whether it has coefficients."""
         return self.type in ("fixed_effect", "random_effect")
+
+    @property
+    def is_avro(self) -> bool:
+        """Whether these are in the files of Photon ML and GDMix."""
+        return self.entry.get("format") == "avro"
 
     @property
     def optional_keys(self) -> frozenset[str]:
@@ -118,14 +124,14 @@ class StoredModel:
         return dict(self.entry)
 
     def write(self, folder: Path) -> None:
-        """Give its files second names in a folder; copy them where that can't be.
+        """Give its files second names in a folder, unless they are there; copy them if need be.
 
         Raises
         ------
         OutputError
             If the system refuses to write there.
         """
-        if link_files(self.folder, folder):
+        if self.folder.absolute() == folder.absolute() or link_files(self.folder, folder):
             return
         try:
             shutil.copytree(self.folder, folder, dirs_exist_ok=True)

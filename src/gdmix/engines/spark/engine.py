@@ -8,12 +8,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdmix.config import (
-    JOINT,
-    ExternalScores,
-    ModelConfig,
-    RunConfig,
-)
+from gdmix.config import JOINT, ExternalScores, ModelConfig
 from gdmix.data.read import Source
 from gdmix.engines.binding import check_before_reading
 from gdmix.engines.spark.cluster import Cluster
@@ -96,10 +91,6 @@ def _check_supported(config: ModelConfig, validation: Source | None) -> None:
             raise ConfigError(
                 f"features.{name}.{key}: not on Spark; {instead}, or give a `feature_list`"
             )
-    if isinstance(config, RunConfig) and config.format == "avro":
-        raise ConfigError(
-            "format: avro: not on Spark; write Parquet, then `gdmix convert model` and `rows`"
-        )
     for name in config.judged_on_validation:
         raise ConfigError(
             f"coordinates.{name}.training.judge_on_validation: not on Spark; use inner_split"

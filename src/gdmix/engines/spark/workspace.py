@@ -28,6 +28,7 @@ from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
 from gdmix.data.external_scores import score_columns
 from gdmix.data.feature_summary import FeatureSummary
 from gdmix.engines.spark import partition_tasks as tasks
+from gdmix.engines.spark.avro_files import write_random_effects, write_score_folders
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
 from gdmix.engines.spark.deep_effect import SparkDeepEffect, deep_layout
@@ -54,6 +55,7 @@ from gdmix.model.coefficients import RandomCoefficients
 from gdmix.model.external import ExternalModel
 from gdmix.model.linear import LinearModel
 from gdmix.model.mixed_model import LOSSES, TrainedModel
+from gdmix.model.store import FolderOf, nowhere, write_model
 from gdmix.model.stored import StoredModel
 
 log = logging.getLogger("gdmix")
@@ -359,11 +361,23 @@ class SparkWorkspace:
         )
         return {**models, **known}
 
+    def write_model(
+        self,
+        models: Mapping[str, CoordinateModel],
+        folder: Path,
+        avro: AvroLayout | None = None,
+        folder_of: FolderOf = nowhere,
+    ) -> None:
+        """Write the model that is trained; in Avro, random effects by tasks."""
+        model = self.trained_model(models)
+        if avro is not None:
+            model = write_random_effects(self._cluster, model, folder.absolute(), avro)
+        write_model(model, folder, avro, folder_of)
+
     def write_scores(
         self, models: Mapping[str, CoordinateModel], folder: Path, avro: AvroLayout | None = None
     ) -> None:
-        """Write every coordinate's scores of the final models, a part from each home."""
-        assert avro is None, "checked before rows are read"
+        """Write every coordinate's scores of the final models, the rows of a home by one task."""
         names: dict[str, list[str]] = {}
         for name in self._config.coordinates:
             names[name] = []
@@ -372,8 +386,13 @@ class SparkWorkspace:
                 names[name].append(name)
             if name in self._external or name in self._held:
                 names[name].append(f"{name} held" if name in models else name)
-        task = partial(tasks.write_home_scores, self._config, names, folder.absolute())
-        self._cluster.collect(self._cluster.map(self.scores.at_home(), task))
+        cluster, config, folder = self._cluster, self._config, folder.absolute()
+        if avro is not None:
+            heads, homes = self._heads, self._rows.homes
+            write_score_folders(cluster, self.scores, heads, homes, config, names, folder, avro)
+            return
+        task = partial(tasks.write_home_scores, config, names, folder)
+        cluster.collect(cluster.map(self.scores.at_home(), task))
 
 
 @dataclass(frozen=True)
