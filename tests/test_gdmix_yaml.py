@@ -191,8 +191,8 @@ class TestMeaning:
         ]
         assert config.avro.partitions == {"per-user": 3, "per-item": 1}
         assert loaded.notes == (
-            "spark_config: ignored: this run is on one machine",
-            "tfjob_config: ignored: this run is on one machine",
+            "spark_config: ignored: `engine` and `spark` say where a run works",
+            "tfjob_config: ignored: `engine` and `spark` say where a run works",
             "ignored, as nothing here depends on them: lbfgs_tolerance, copy_to_local, "
             "num_of_consumers",
         )

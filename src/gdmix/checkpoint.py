@@ -134,7 +134,8 @@ class Checkpoint:
         for name, entry in entries.items():
             file = entry["file"]
             if file not in known:
-                model: CoordinateModel = StoredModel(self._folder / file, entry)
+                described = {key: value for key, value in entry.items() if key != "file"}
+                model: CoordinateModel = StoredModel(self._folder / file, described)
                 known[file] = model if self._stored else with_pickles_trusted(in_memory(model))
                 self._files[id(known[file])] = (file, known[file])
             models[name] = known[file]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,12 @@ from numpy.typing import NDArray
 from gdmix.data.keys import Keys, key_column
 from gdmix.errors import DataError
 from gdmix.glm.matrix import CsrMatrix
-from gdmix.model.coefficients import FixedCoefficients, RandomCoefficients, entity_numbers
+from gdmix.model.coefficients import (
+    FixedCoefficients,
+    RandomCoefficients,
+    concatenated,
+    entity_numbers,
+)
 
 
 def keys_of(column: pa.Array) -> Keys:
@@ -145,3 +152,25 @@ def test_find_among_strings(entity: object, number: int) -> None:
 def test_length_is_the_number_of_models() -> None:
     assert len(small()) == 2
     assert len(FixedCoefficients(np.zeros(7))) == 1
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_parts_that_are_put_together_are_the_whole(strings: bool) -> None:
+    rng = np.random.default_rng(4)
+    sizes = rng.integers(1, 5, 12)
+    kind = pa.large_string() if strings else pa.int64()
+    whole = RandomCoefficients(
+        pa.array(np.arange(12) + 20).cast(kind),
+        np.concatenate(([0], np.cumsum(sizes))),
+        np.concatenate([np.arange(n, dtype=np.uint32) for n in sizes]),
+        rng.normal(size=int(sizes.sum())),
+        rng.random(int(sizes.sum())),
+    )
+    of_part = np.array([2, 0, 1, 1, 0, 2, 0, 2, 1, 0, 0, 1])
+    parts = [whole.take(np.flatnonzero(of_part == k)) for k in (3, 1, 2, 0)]
+    found = concatenated(parts)
+    assert found.entities == whole.entities
+    for name in ("indptr", "columns", "values", "variances"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    plain = [replace(part, variances=None) for part in parts]
+    assert concatenated(plain).variances is None

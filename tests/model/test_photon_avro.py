@@ -88,6 +88,19 @@ class TestRoundTrip:
         for name, coordinate in model.coordinates.items():
             assert_equal(back.coordinates[name], coordinate)
 
+    def test_models_that_lie_in_folders(self, tmp_path: Path) -> None:
+        """Those in Parquet become Avro; those in Avro stay, also where they are to be."""
+        layout = AvroLayout(partitions={"per-user": 2})
+        write_model(trained(), tmp_path / "parquet")
+        write_model(read_model(tmp_path / "parquet", stored=True), tmp_path / "avro", layout)
+        stored = read_model(tmp_path / "avro", stored=True)
+        for folder in (tmp_path / "avro", tmp_path / "copy"):
+            write_model(stored, folder, AvroLayout())
+            assert not list(folder.glob("*/models/*.parquet"))
+            assert len(list(folder.glob("per-user/models/*"))) == 2
+            for name, coordinate in read_model(folder).linear.items():
+                assert_equal(coordinate, trained().linear[name])
+
     def test_many_models_in_pieces(self, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setattr("gdmix.model.photon_avro._COEFFICIENTS_PER_PIECE", 50)
         rng = np.random.default_rng(0)

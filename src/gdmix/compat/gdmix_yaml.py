@@ -164,7 +164,7 @@ class _GdmixFile:
         self._output = output
         for section in _CLUSTER:
             if section in tree:
-                self.notes.append(f"{section}: ignored: this run is on one machine")
+                self.notes.append(f"{section}: ignored: `engine` and `spark` say where a run works")
         meaningless = {*_SOLVER, *_WITHOUT_MEANING, *_SHARED_WITHOUT_MEANING} - _SILENT
         ignored = dict.fromkeys(
             key
