@@ -15,7 +15,7 @@ from contract_rows import FEATURES, LINEAR, LOGISTIC, RESPONSES, Data, make_rows
 
 from gdmix.compat.gdmix_yaml import load_run
 from gdmix.config import RunConfig
-from gdmix.data import avro
+from gdmix.data.avro import read_batches, read_schema
 from gdmix.errors import ModelError
 from gdmix.runs import run
 from gdmix.scoring import score_to_file
@@ -38,7 +38,7 @@ def configured(data: Data, output: Path, engine: str, **settings: Any) -> RunCon
         "features": FEATURES,
         "coordinates": {"global": GLOBAL, "per-user": PER_USER, "per-item": PER_ITEM},
         "format": "avro",
-        "avro": {"partitions": {"per-user": 3}},
+        "avro": {"partitions": {"per-user": 3}},  # no user's hash falls into the first
         "engine": engine,
         "spark": {"partitions": 3},
         "scratch": str(output.parent / "scratch"),
@@ -92,8 +92,8 @@ def all_but_scores(folder: Path) -> set[str]:
 
 
 def records(file: Path) -> pa.Table:
-    batches = list(avro.read_batches(file))
-    return pa.Table.from_batches(batches, None if batches else avro.read_schema(file))
+    batches = list(read_batches(file))
+    return pa.Table.from_batches(batches, None if batches else read_schema(file))
 
 
 def assert_same_models(own: pa.Table, theirs: pa.Table) -> None:
@@ -138,12 +138,14 @@ def test_active_and_passive_rows_variances_and_partitions(data: Data, tmp_path: 
         "per-user": {**PER_USER, **limits},
         "per-item": {**PER_ITEM, "variance": "simple", "max_active_rows": 30, "reweight": False},
     }
-    here, there = on_both(data, tmp_path, task=LINEAR, coordinates=coordinates, seed=3)
-    scores = score_rows(there)
-    for name, partitions in {"per-user": 3, "per-item": 1}.items():
-        for k in range(partitions):
-            folder = f"{name}/train_scores/partitionId={k}"
-            assert {kind for own, kind in scores if own == folder} == {"active", "passive"}
+    avro = {"partitions": {"per-user": 4}}
+    _, there = on_both(data, tmp_path, task=LINEAR, coordinates=coordinates, avro=avro, seed=3)
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for folder, kind in score_rows(there):
+        kinds[folder].add(kind)
+    assert kinds["global/train_scores"] == kinds["per-item/validation_scores/partitionId=0"] == {""}
+    for folder in ("per-item/train_scores/partitionId=0", "per-user/train_scores/partitionId=3"):
+        assert kinds[folder] == {"active", "passive"}
     entry = json.loads((there / "manifest.json").read_text())["coordinates"]
     assert entry["per-user"]["entities"] == "integers"
     assert entry["per-item"]["entities"] == "text"
