@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from contract_rows import (
+    HEAVY,
     LINEAR,
     POISSON,
     Data,
@@ -208,6 +209,27 @@ def test_warm_start(both: Any, earlier: Path) -> None:
     }
     assert max(entities["per-user"]) > 3 * 17 + 1
     assert "item-11" in entities["per-item"]
+
+
+def test_an_earlier_model_of_giant_entities(
+    engine: Engine, data: Data, train: pa.Table, validation: pa.Table, tmp_path: Path
+) -> None:
+    """One user has a third of the rows: few of them train, none, or its earlier model is kept."""
+    specs = [
+        changed(PER_USER, max_active_rows=14, variance="simple"),
+        # All rows of the giant are left out of training.
+        changed(PER_USER, name="thinned", negative_sampling=1e-6),
+        changed(PER_ITEM, max_active_rows=12, negative_sampling=0.7),
+    ]
+    config = config_of(*specs, columns=ROLES, passes=2)
+    write_model(reference_of(config, make_rows(300, seed=9)).model, tmp_path / "earlier")
+    config = config_of(*specs, columns=ROLES, passes=2, initial_model=tmp_path / "earlier")
+    response = np.where(train["user"].to_numpy() == HEAVY, 0, train["response"].to_numpy())
+    place = train.schema.get_field_index("response")
+    rows = train.set_column(place, "response", pa.array(response))
+    files = Data.write(tmp_path / "rows", rows, validation)
+    found = outcome_of(engine, config, files.train, files.validation)
+    assert_same(found, reference_of(config, rows, validation))
 
 
 def test_locked_coordinates(both: Any, earlier: Path) -> None:

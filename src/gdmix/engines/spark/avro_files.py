@@ -35,6 +35,7 @@ from gdmix.data.partition import take_rows
 from gdmix.data.score_files import score_tables, write_gdmix_scores
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.exchange import Addressed, Pieces, Placement, addressed, opened
+from gdmix.engines.spark.giants import Giants
 from gdmix.engines.spark.partition_tasks import FACTS, HEAD, SCORE, TRAIN, Layout
 from gdmix.engines.spark.scores import SparkScores
 from gdmix.model.base import CoordinateModel
@@ -95,6 +96,7 @@ def write_score_folders(
     parts: Mapping[str, Sequence[str]],
     folder: Path,
     avro: AvroLayout,
+    giants: Mapping[str, Giants],
 ) -> None:
     """Write all coordinates' scores of all rows.
 
@@ -106,6 +108,8 @@ def write_score_folders(
         Coordinate to the names of the scores that it is the sum of.
     folder
         Of the run.
+    giants
+        Entities of random effects of which most rows are passive.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def write_score_folders(
     """
     random = {n: s for n, s in config.coordinates.items() if isinstance(s, RandomEffect)}
     limited = {n: s for n, s in random.items() if _is_limited(s)}
-    layouts = {name: _by_entity(name, spec.key, homes) for name, spec in limited.items()}
+    layouts = {n: _by_entity(n, s.key, homes, giants.get(n)) for n, s in limited.items()}
     active = []
     for name, layout in layouts.items():
         asked = cluster.send(cluster.map(heads, partial(send_keys, layout)), homes)
@@ -131,14 +135,18 @@ def _is_limited(spec: RandomEffect) -> bool:
     return spec.min_active_rows > 1 or spec.max_active_rows is not None
 
 
-def _by_entity(name: str, entity: str, partitions: int) -> Layout:
-    return Layout(name, partitions, entity, Placement.balanced(partitions, 0, {}), (), (entity,))
+def _by_entity(name: str, entity: str, partitions: int, giants: Giants | None) -> Layout:
+    if giants is not None:  # which rows are called active does not depend on this
+        spec = giants.spec.model_copy(update={"negative_sampling": None})
+        giants = replace(giants, spec=spec)
+    placement = Placement.balanced(partitions, 0, {})
+    return Layout(name, partitions, entity, placement, (), (entity,), giants)
 
 
 def send_keys(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
     """Send the training rows of a home, without features, to where all of an entity are."""
     rows: Dataset = opened(pieces)[HEAD][home][TRAIN]
-    route = layout.route(rows, home)
+    route = layout.route(TRAIN, rows, home)
     for target in route.targets:
         part = take_rows(rows, route.rows(int(target)), layout.bags, layout.keys)
         yield from addressed(int(target), KEYS, home, part)
@@ -195,7 +203,7 @@ def _active(task: ScoreFolders, name: str, rows: Dataset, home: int, found: Any)
     layout = task.limited.get(name)
     if layout is None:  # those of any entity
         return trained_on(rows, spec, task.config.seed)
-    flags = layout.route(rows, home).back(
+    flags = layout.route(TRAIN, rows, home).back(
         found.get(f"{ACTIVE} {name}", {}), f"coordinate '{name}', its active rows"
     )
     return flags > 0.0

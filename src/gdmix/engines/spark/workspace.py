@@ -388,8 +388,8 @@ class SparkWorkspace:
                 names[name].append(f"{name} held" if name in models else name)
         cluster, config, folder = self._cluster, self._config, folder.absolute()
         if avro is not None:
-            heads, homes = self._heads, self._rows.homes
-            write_score_folders(cluster, self.scores, heads, homes, config, names, folder, avro)
+            rows = self.scores, self._heads, self._rows.homes
+            write_score_folders(cluster, *rows, config, names, folder, avro, self._giants)
             return
         task = partial(tasks.write_home_scores, config, names, folder)
         cluster.collect(cluster.map(self.scores.at_home(), task))
