@@ -7,7 +7,8 @@ compiled, read and laid out). CPU seconds are those of all processes: of the JVM
 workers, too. The local engine has one thread; Spark's tasks have one each.
 
 `stage` is the random effect alone: offsets to where the rows are, fits, scores back to where they
-came from; of one machine, fits and scores.
+came from; of one machine, fits and scores. `iteration` is one of Newton's method for the fixed
+effect: what a fit of many takes more than one of a single iteration, the best of three each.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from gdmix.engines.spark.session import opened  # noqa: E402
 from gdmix.estimator import train  # noqa: E402
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-PASSES, _STAGES = 2, 4
+PASSES, _STAGES, _ITERATIONS = 2, 4, 8
 _PER_ROW, _COLUMNS, _ROWS_PER_ENTITY = 20, 100_000, 10
 
 
@@ -68,13 +69,14 @@ def make_rows(n: int, path: Path) -> None:
     pq.write_table(table, path, row_group_size=100_000)
 
 
-def config() -> ModelConfig:
-    """Return what is trained."""
+def config(*coordinates: FixedEffect) -> ModelConfig:
+    """Return what is trained: these, or a fixed and a random effect."""
+    both = (
+        FixedEffect("global", features=["x"]),
+        RandomEffect("per-entity", entity="entity", features=["x"]),
+    )
     return ModelConfig.of(
-        coordinates=[
-            FixedEffect("global", features=["x"]),
-            RandomEffect("per-entity", entity="entity", features=["x"]),
-        ],
+        coordinates=list(coordinates or both),
         features={"x": {"columns": ["x_indices", "x_values"]}},
         task="logistic_regression",
         metrics=["auc"],
@@ -138,6 +140,24 @@ def measure_stage(label: str, engine: Engine, path: Path) -> None:
         print(f"{label:10} stage {name:18} {wall:8.2f} s  {cpu:8.2f} CPU s", flush=True)
 
 
+def measure_iteration(label: str, engine: Engine, path: Path) -> None:
+    """Fit the fixed effect with few and with many iterations."""
+    best = {}
+    for most in (1, _ITERATIONS):
+        spec = FixedEffect("global", features=["x"], max_iterations=most, tolerance=1e-15)
+        workspace = engine.prepare(config(spec), str(path), None)
+        coordinate, seconds = workspace.coordinates["global"], []
+        for _ in range(3):
+            offset = workspace.scores.total_without("global")
+            begin = time.perf_counter()
+            _, report = coordinate.fit(offset, None)
+            seconds.append(time.perf_counter() - begin)
+        assert report.iterations == most
+        best[most] = min(seconds)
+    each = (best[_ITERATIONS] - best[1]) / (_ITERATIONS - 1)
+    print(f"{label:10} iteration {'global':14} {1e3 * each:8.1f} ms", flush=True)
+
+
 def main() -> None:
     """Run both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,10 +172,12 @@ def main() -> None:
         make_rows(options.rows, path)
     measure("local", None, path)
     measure_stage("local", LocalEngine(), path)
+    measure_iteration("local", LocalEngine(), path)
     with opened(SparkConfig(master=options.master), "benchmark") as session:
         engine = SparkEngine(session, options.partitions)
         measure(options.master, engine, path)
         measure_stage(options.master, engine, path)
+        measure_iteration(options.master, engine, path)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
@@ -243,10 +243,13 @@ class TaskErrors:
         @wraps(function)
         def guarded(*arguments: Any) -> Iterator[Any]:
             _settle_in()
+            _at_work.add(guarded)
             try:
                 yield from function(*arguments)
             except GdmixError as error:
                 found.add([(_partition(), pickle.dumps(error))])
+            finally:
+                _at_work.discard(guarded)
 
         return cast("Function", guarded)
 
@@ -343,7 +346,19 @@ def _settle_in() -> None:
     log.propagate = False
     if not log.handlers:
         log.addHandler(logging.NullHandler())
-    gc.freeze()  # what all modules consist of; PySpark collects garbage after every task
+    gc.callbacks.append(_keep)
+
+
+def _keep(phase: str, info: Mapping[str, int]) -> None:
+    """Leave what outlives a task, modules and kernels, out of further garbage collections.
+
+    PySpark collects after every task, which takes longer than many a task does.
+    """
+    if phase == "stop" and info["generation"] == 2 and not _at_work:
+        gc.freeze()
+
+
+_at_work: set[Callable[..., Any]] = set()  # what this worker process does now
 
 
 def _of_program() -> SparkSession | None:
