@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,13 +36,21 @@ if TYPE_CHECKING:
 
 F64 = NDArray[np.float64]
 
-_READ: dict[Path, CoordinateModel] = {}
+# What a worker process has read for the call of `score_to_files` that it works for.
+_READ: dict[tuple[str, Path], CoordinateModel] = {}
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """What each task does with its rows; see `gdmix.scoring.score_to_file`."""
+    """What each task does with its rows; see `gdmix.scoring.score_to_file`.
 
+    Attributes
+    ----------
+    call
+        Tells this scoring from others: a model may have changed since.
+    """
+
+    call: str
     model: TrainedModel
     label: str
     schema: pa.Schema
@@ -103,6 +112,7 @@ def score_to_files(
     check_replaceable(output, overwrite=True, is_ours=_holds_scores)
     with replaced_folder(output) as folder:
         task = ScoreTask(
+            secrets.token_hex(8),
             model,
             rows.label,
             pa.schema([rows.schema.field(c) for c in columns]),
@@ -154,20 +164,23 @@ def _rows(task: ScoreTask, table: pa.Table, first: int) -> Dataset:
 
 def _tables(task: ScoreTask, rows: Dataset) -> Iterator[pa.Table]:
     """Score rows as `gdmix.scoring.score_to_file` does."""
-    models = {n: _of_rows(m, rows) for n, m in task.model.coordinates.items()}
+    models = {n: _of_rows(task, m, rows) for n, m in task.model.coordinates.items()}
     model = replace(task.model, coordinates=models)
     model = model.with_pickles_trusted() if task.allow_pickle else model
     yield from score_rows(model, rows, task.columns, 1, task.external)
 
 
-def _of_rows(model: CoordinateModel, rows: Dataset) -> CoordinateModel:
+def _of_rows(task: ScoreTask, model: CoordinateModel, rows: Dataset) -> CoordinateModel:
     if not isinstance(model, StoredModel):
         return model
-    return model.for_rows(rows) if model.type == "random_effect" else _loaded(model)
+    return model.for_rows(rows) if model.type == "random_effect" else _loaded(task.call, model)
 
 
-def _loaded(model: StoredModel) -> CoordinateModel:
-    """Return a model that a process of a job reads once."""
-    if model.folder not in _READ:
-        _READ[model.folder] = model.loaded
-    return _READ[model.folder]
+def _loaded(call: str, model: StoredModel) -> CoordinateModel:
+    """Return a model, which a worker process reads once in a call."""
+    place = call, model.folder
+    if place not in _READ:
+        for other in [key for key in _READ if key[0] != call]:
+            del _READ[other]
+        _READ[place] = model.loaded
+    return _READ[place]
