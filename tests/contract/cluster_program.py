@@ -32,8 +32,8 @@ from gdmix import DeepFixedEffect, FixedEffect, RandomEffect
 from gdmix.config import SparkConfig
 from gdmix.engines.spark import coordinates, deep_effect, fixed_effect
 from gdmix.engines.spark.engine import SparkEngine
-from gdmix.engines.spark.partition_tasks import fit
 from gdmix.engines.spark.session import opened
+from gdmix.engines.spark.tasks.fitting import fit
 from spark_fixtures import SETTINGS
 
 PARTS = (

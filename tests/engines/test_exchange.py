@@ -68,3 +68,11 @@ def test_what_has_no_arrays() -> None:
     pieces = [*addressed(0, "fact", 2, None), *addressed(0, "fact", 1, {"n": 3})]
     found = opened(_as_spark_does(own) for own in pieces)
     assert list(found["fact"].items()) == [(1, {"n": 3}), (2, None)]
+
+
+def test_what_changes_later_is_not_sent() -> None:
+    """A sum that goes on is sent as it is: pieces are written in batches."""
+    total = np.arange(5.0)
+    pieces = list(addressed(0, "total", 0, total))
+    total += 1.0
+    np.testing.assert_array_equal(opened(pieces)["total"][0], np.arange(5.0))

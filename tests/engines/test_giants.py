@@ -16,7 +16,8 @@ from gdmix.engines.binding import BoundRows
 from gdmix.engines.local import LocalEngine
 from gdmix.engines.spark.exchange import Placement
 from gdmix.engines.spark.giants import Giants, elsewhere
-from gdmix.engines.spark.partition_tasks import TRAIN, VALIDATION, Layout
+from gdmix.engines.spark.tasks.kinds import TRAIN, VALIDATION
+from gdmix.engines.spark.tasks.layout import Layout
 from gdmix.model.linear import LinearModel
 
 SEED = 3

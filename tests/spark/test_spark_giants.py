@@ -12,7 +12,7 @@ from gdmix import RandomEffect
 from gdmix.config import ModelConfig
 from gdmix.engines.spark.engine import SparkEngine
 from gdmix.engines.spark.exchange import of_kind
-from gdmix.engines.spark.partition_tasks import PREPARED, TRAIN, VALIDATION
+from gdmix.engines.spark.tasks.kinds import PREPARED, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

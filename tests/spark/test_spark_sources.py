@@ -19,7 +19,8 @@ from pyspark.sql import SparkSession
 from gdmix.convert import convert_rows
 from gdmix.data.read import open_rows
 from gdmix.engines.spark.session import TaskErrors
-from gdmix.engines.spark.sources import ROW, open_spark_rows, stamps
+from gdmix.engines.spark.sources import open_spark_rows, stamps
+from gdmix.engines.spark.tasks.kinds import ROW
 from gdmix.errors import DataError, EngineError
 
 

@@ -36,8 +36,9 @@ from gdmix.data.score_files import score_tables, write_gdmix_scores
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.exchange import Addressed, Pieces, Placement, addressed, opened
 from gdmix.engines.spark.giants import Giants
-from gdmix.engines.spark.partition_tasks import FACTS, HEAD, SCORE, TRAIN, Layout
 from gdmix.engines.spark.scores import SparkScores
+from gdmix.engines.spark.tasks.kinds import FACTS, HEAD, SCORE, TRAIN
+from gdmix.engines.spark.tasks.layout import Layout
 from gdmix.model.base import CoordinateModel
 from gdmix.model.coefficient_files import part_file, part_numbers, read_random
 from gdmix.model.coefficients import RandomCoefficients, concatenated

@@ -20,22 +20,12 @@ from gdmix.coordinates.regularization import Regularization
 from gdmix.coordinates.uncertainty import CurvatureKind
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.exchange import Pieces, of_kind
-from gdmix.engines.spark.partition_tasks import (
-    FACTS,
-    FitTask,
-    Layout,
-    come_home,
-    curvature,
-    facts_of,
-    finish,
-    fit,
-    lay_out,
-    rescale_variances,
-    score,
-    shift,
-    total_columns,
-)
 from gdmix.engines.spark.scores import Offsets
+from gdmix.engines.spark.tasks.fitting import FitTask, curvature, fit, lay_out, score
+from gdmix.engines.spark.tasks.home import come_home, facts_of
+from gdmix.engines.spark.tasks.kinds import FACTS
+from gdmix.engines.spark.tasks.layout import Layout
+from gdmix.engines.spark.tasks.model_parts import finish, rescale_variances, shift, total_columns
 from gdmix.model.base import CoordinateModel
 from gdmix.model.stored import StoredModel
 

@@ -21,16 +21,11 @@ from gdmix.engines.spark.cluster import united
 from gdmix.engines.spark.collective import PeerLost
 from gdmix.engines.spark.coordinates import SparkCoordinate
 from gdmix.engines.spark.exchange import Addressed, Pieces, Placement, addressed
-from gdmix.engines.spark.partition_tasks import (
-    FACTS,
-    TRAIN,
-    VALIDATION,
-    FitTask,
-    Layout,
-    homewards,
-    write_part,
-)
 from gdmix.engines.spark.scores import Offsets
+from gdmix.engines.spark.tasks.fitting import FitTask, homewards
+from gdmix.engines.spark.tasks.kinds import FACTS, TRAIN, VALIDATION
+from gdmix.engines.spark.tasks.layout import Layout
+from gdmix.engines.spark.tasks.model_parts import write_part
 from gdmix.errors import GdmixError
 from gdmix.model.base import CoordinateModel
 from gdmix.model.stored import StoredModel, in_memory

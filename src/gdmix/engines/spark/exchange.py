@@ -36,8 +36,6 @@ U64 = NDArray[np.uint64]
 _BYTES_PER_PIECE = 1 << 23
 _ALIGNED = 64  # bytes: kernels are compiled for arrays that begin at such places
 
-Packed = Any  # bytes, or what becomes bytes when it is pickled
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -58,7 +56,7 @@ class Piece:
     kind: str
     source: int
     part: int
-    payload: tuple[Packed, ...]
+    payload: tuple[bytes, ...]
 
     def to_bytes(self) -> bytes:
         """Return it as one string of bytes."""
@@ -77,22 +75,19 @@ Task = Callable[..., Iterator[Addressed]]
 
 
 def addressed(target: int, kind: str, source: int, content: Any) -> Iterator[Addressed]:
-    """Pack something, in as many pieces as it takes, addressed to a partition.
-
-    Arrays are not copied, but where pieces are written: they must not change until then.
-    """
+    """Pack something, in as many pieces as it takes, addressed to a partition."""
     buffers: list[pickle.PickleBuffer] = []
     plan = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
-    part, room, payload = 0, _BYTES_PER_PIECE, list[Packed]()
-    payload.append(pickle.dumps((plan, [view.nbytes for view in views])))
+    part, room = 0, _BYTES_PER_PIECE
+    payload = [pickle.dumps((plan, [view.nbytes for view in views]))]
     for view in views:
         while view.nbytes > room:
-            payload.append(pickle.PickleBuffer(view[:room]))
+            payload.append(bytes(view[:room]))
             yield target, Piece(kind, source, part, tuple(payload))
             view, part, room, payload = view[room:], part + 1, _BYTES_PER_PIECE, []
         if view.nbytes:
-            payload.append(pickle.PickleBuffer(view))
+            payload.append(bytes(view))
             room -= view.nbytes
     yield target, Piece(kind, source, part, tuple(payload))
 

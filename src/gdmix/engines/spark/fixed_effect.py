@@ -29,8 +29,9 @@ from gdmix.engines.spark.cluster import united
 from gdmix.engines.spark.collective import barrier_group
 from gdmix.engines.spark.coordinates import SparkCoordinate
 from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, opened
-from gdmix.engines.spark.partition_tasks import FACTS, TRAIN, VALIDATION, FitTask, homewards
 from gdmix.engines.spark.scores import Offsets
+from gdmix.engines.spark.tasks.fitting import FitTask, homewards
+from gdmix.engines.spark.tasks.kinds import FACTS, TRAIN, VALIDATION
 from gdmix.glm.distributed import DistributedMap, fit_large_distributed
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.model.base import CoordinateModel

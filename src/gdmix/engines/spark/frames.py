@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from gdmix.data.read import one_line, refuse_repeated_columns
-from gdmix.engines.spark.rows import ROW, SparkRows, TableFunction, Tables, call_with
+from gdmix.engines.spark.rows import SparkRows, TableFunction, Tables, call_with
 from gdmix.engines.spark.session import TaskErrors, task_failures
+from gdmix.engines.spark.tasks.kinds import ROW
 from gdmix.errors import DataError
 
 if TYPE_CHECKING:

@@ -20,17 +20,11 @@ from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
 from gdmix.data.read import RowSource, Source
 from gdmix.data.schema import RowSchema
 from gdmix.data.validate import REPEATED, Findings, check_classes, counted
-from gdmix.engines.spark import partition_tasks as tasks
 from gdmix.engines.spark.cluster import Cluster
 from gdmix.engines.spark.exchange import Pieces, of_kind
-from gdmix.engines.spark.partition_tasks import (
-    FACTS,
-    TRAIN,
-    VALIDATION,
-    Facts,
-    Reading,
-)
 from gdmix.engines.spark.sources import SparkRows, open_spark_rows
+from gdmix.engines.spark.tasks.arrival import Facts, Reading, arrive, encode, scan
+from gdmix.engines.spark.tasks.kinds import FACTS, TRAIN, VALIDATION
 from gdmix.errors import DataError
 from gdmix.model.any_model import read_any_model
 from gdmix.model.base import CoordinateModel
@@ -130,7 +124,7 @@ def _index(
     builders = {bag: FeatureIndexBuilder(spec, types) for bag, spec in reading.rows.bags.items()}
     if any(builder.needs_rows for builder in builders.values()):
         messages = source.map_tables(
-            partial(tasks.scan, reading), reading.schema.names, cluster.errors, numbered=True
+            partial(scan, reading), reading.schema.names, cluster.errors, numbered=True
         )
         for found in cluster.collect(cluster.received(messages, 1)):
             for bag, builder in found.items():
@@ -157,7 +151,7 @@ def _encoded(
     """Return the rows as arrays at their homes, and facts of them."""
     messages = [
         sources[role].map_tables(
-            partial(tasks.encode, reading, role, indices),
+            partial(encode, reading, role, indices),
             reading.schema.names,
             cluster.errors,
             numbered=True,
@@ -169,7 +163,7 @@ def _encoded(
     homes = first.homes
     arrived = cluster.received(together, homes)
     empty = _no_rows(first, indices)
-    return cluster.kept(cluster.map(arrived, partial(tasks.arrive, readings, empty)))
+    return cluster.kept(cluster.map(arrived, partial(arrive, readings, empty)))
 
 
 def _no_rows(reading: Reading, indices: Mapping[str, FeatureIndex]) -> Dataset:

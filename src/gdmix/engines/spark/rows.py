@@ -34,13 +34,13 @@ from gdmix.data.read import (
 from gdmix.data.read_records import AvroRows, tfrecord_schema
 from gdmix.data.tfrecord.metadata import TensorMetadata
 from gdmix.engines.spark.session import TaskErrors, slots
+from gdmix.engines.spark.tasks.kinds import ROW
 from gdmix.errors import DataError
 
 if TYPE_CHECKING:
     from pyspark import RDD
     from pyspark.sql import SparkSession
 
-ROW = "__gdmix_row__"  # the column of row numbers
 
 Tables = Iterator[pa.Table]
 Pieces = Iterable[tuple[int, bytes]]

@@ -10,7 +10,8 @@ from functools import partial
 from gdmix.config import ModelConfig
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, opened
-from gdmix.engines.spark.partition_tasks import AtHome, Layout, loss_of, send_offsets
+from gdmix.engines.spark.tasks.home import AtHome, loss_of, send_offsets
+from gdmix.engines.spark.tasks.layout import Layout
 from gdmix.evaluation.checks import Rows
 from gdmix.evaluation.partial import DistributedEvaluation, First, Plan
 

@@ -23,7 +23,8 @@ from gdmix.data.write import check_replaceable, replaced_folder
 from gdmix.engines.spark.cluster import Cluster
 from gdmix.engines.spark.exchange import addressed, messages
 from gdmix.engines.spark.session import check_session
-from gdmix.engines.spark.sources import ROW, open_spark_rows
+from gdmix.engines.spark.sources import open_spark_rows
+from gdmix.engines.spark.tasks.kinds import ROW
 from gdmix.errors import DataError, OutputError
 from gdmix.model.any_model import read_any_model
 from gdmix.model.base import CoordinateModel

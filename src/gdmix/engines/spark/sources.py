@@ -19,13 +19,13 @@ from gdmix.data.read import Source, open_rows, paths_of
 from gdmix.engines.spark.frames import FrameRows
 from gdmix.engines.spark.hadoop import find_files, has_file_system, is_uri
 from gdmix.engines.spark.hadoop_rows import open_hadoop
-from gdmix.engines.spark.rows import ROW, FileRows, SparkRows, TableRows
+from gdmix.engines.spark.rows import FileRows, SparkRows, TableRows
 from gdmix.errors import DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["ROW", "SparkRows", "open_spark_rows", "opened_by_spark", "stamps"]
+__all__ = ["SparkRows", "open_spark_rows", "opened_by_spark", "stamps"]
 
 
 def open_spark_rows(

@@ -22,8 +22,9 @@ from gdmix.engines.binding import BoundRows
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate
 from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, in_order, opened
-from gdmix.engines.spark.partition_tasks import BAGS, HEAD, OFFSET, PREPARED, TRAIN, Layout
 from gdmix.engines.spark.scores import SparkScores
+from gdmix.engines.spark.tasks.kinds import BAGS, HEAD, OFFSET, PREPARED, TRAIN
+from gdmix.engines.spark.tasks.layout import Layout
 from gdmix.glm.newton import Labels
 from gdmix.model.base import CoordinateModel
 from gdmix.model.mixed_model import LOSSES

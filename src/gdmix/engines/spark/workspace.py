@@ -27,7 +27,6 @@ from gdmix.coordinates.regularization import Regularization, regularization
 from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
 from gdmix.data.external_scores import score_columns
 from gdmix.data.feature_summary import FeatureSummary
-from gdmix.engines.spark import partition_tasks as tasks
 from gdmix.engines.spark.avro_files import write_random_effects, write_score_folders
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
@@ -35,19 +34,20 @@ from gdmix.engines.spark.deep_effect import SparkDeepEffect, deep_layout
 from gdmix.engines.spark.exchange import Pieces, Placement, addressed, of_kind
 from gdmix.engines.spark.fixed_effect import SparkFixedEffect, is_distributed
 from gdmix.engines.spark.giants import Giants
-from gdmix.engines.spark.partition_tasks import (
-    FACTS,
-    GIANTS,
-    HEAD,
-    SCORE,
-    START,
-    TRAIN,
-    VALIDATION,
-    Layout,
-)
 from gdmix.engines.spark.reading import Rows
 from gdmix.engines.spark.scores import SparkScores
 from gdmix.engines.spark.sources import open_spark_rows
+from gdmix.engines.spark.tasks.arrival import summarize_bags
+from gdmix.engines.spark.tasks.fitting import prepare
+from gdmix.engines.spark.tasks.home import (
+    come_home,
+    match_at_home,
+    score_at_home,
+    send_scores,
+    write_home_scores,
+)
+from gdmix.engines.spark.tasks.kinds import FACTS, GIANTS, HEAD, SCORE, START, TRAIN, VALIDATION
+from gdmix.engines.spark.tasks.layout import Layout, count_giants, count_heavy, depart, stay
 from gdmix.engines.spark.weights import GatheredWeights
 from gdmix.errors import ConfigError
 from gdmix.model.base import CoordinateModel
@@ -109,9 +109,7 @@ class SparkWorkspace:
         bags = sorted({b for s in specs.values() if s.normalization != "none" for b in s.bags})
         summaries: dict[str, FeatureSummary] = {}
         if bags:
-            found = cluster.collect(
-                cluster.map(self._rows.home, partial(tasks.summarize_bags, bags))
-            )
+            found = cluster.collect(cluster.map(self._rows.home, partial(summarize_bags, bags)))
             for bag in bags:
                 total = found[0][bag]
                 for own in found[1:]:
@@ -132,7 +130,7 @@ class SparkWorkspace:
         # The rows of an entity are spread over homes evenly, but for chance.
         least = max(1.0, 0.5 * heavy / rows.homes)
         keys = sorted({spec.key for spec in specs.values()})
-        task = partial(tasks.count_heavy, keys, least)
+        task = partial(count_heavy, keys, least)
         counts: dict[str, dict[int, int]] = {key: {} for key in keys}
         for found in cluster.collect(cluster.map(self._heads, task)):
             for key, own in found.items():
@@ -157,7 +155,7 @@ class SparkWorkspace:
     ) -> tuple[dict[str, Giants], dict[str, list[int]]]:
         """See to it that enough rows of giant entities move; return also how many."""
         while giants:
-            task = partial(tasks.count_giants, giants)
+            task = partial(count_giants, giants)
             found = self._cluster.collect(self._cluster.map(self._heads, task))
             counts = {name: np.sum([own[name] for own in found], axis=0) for name in giants}
             enough = {name: own.widened(counts[name]) for name, own in giants.items()}
@@ -186,19 +184,17 @@ class SparkWorkspace:
     def _bind(self, name: str, spec: CoordinateSpec, earlier: CoordinateModel | None) -> None:
         cluster, rows = self._cluster, self._rows
         layout = self._layout(name, spec)
-        parts = [
-            cluster.send(cluster.map(rows.home, partial(tasks.depart, layout)), layout.partitions)
-        ]
+        parts = [cluster.send(cluster.map(rows.home, partial(depart, layout)), layout.partitions)]
         if earlier is not None and not isinstance(spec, DeepFixedEffect):
             parts.append(self._divided(layout, earlier))
         indices = {} if isinstance(spec, RandomEffect | FixedEffect) else rows.indices
         penalty = self._penalties.get(name)
         folder = self._folder / "start"
-        task = partial(tasks.prepare, layout, self._config, indices, penalty, folder, rows.homes)
+        task = partial(prepare, layout, self._config, indices, penalty, folder, rows.homes)
         done = cluster.kept(cluster.map(united(*parts), task))
         staying = None
         if layout.giants is not None:
-            staying = cluster.kept(cluster.map(rows.home, partial(tasks.stay, layout)))
+            staying = cluster.kept(cluster.map(rows.home, partial(stay, layout)))
             cluster.errors.run(staying.count)
         facts = cluster.collect(of_kind(done, FACTS))
         uncovered = [f["uncovered"] for f in facts if "uncovered" in f]
@@ -231,7 +227,7 @@ class SparkWorkspace:
         if held.exists():
             self._held[name] = StoredModel(held, earlier.describe())
             arrived = cluster.send(of_kind(done, SCORE, GIANTS), rows.homes)
-            home = partial(tasks.come_home, replace(layout, name=f"{name} held"), True)
+            home = partial(come_home, replace(layout, name=f"{name} held"), True)
             at_home = [self._heads] if staying is None else [self._heads, staying]
             scores = cluster.settled(cluster.map(united(*at_home, arrived), home))
             self.scores.hold(f"{name} held", scores, sum(f["held"] for f in facts))
@@ -268,10 +264,10 @@ class SparkWorkspace:
         for role, own in paths.items():
             sources[role] = open_spark_rows(cluster.session, own, "scores")
             columns = score_columns(sources[role], spec.uid, spec.score)
-            send = partial(tasks.send_scores, role, columns, homes)
+            send = partial(send_scores, role, columns, homes)
             messages.append(sources[role].map_tables(send, columns, cluster.errors, numbered=True))
         arrived = cluster.received(cluster.context.union(messages), homes)
-        matched = cluster.map(united(self._heads, arrived), partial(tasks.match_at_home, name))
+        matched = cluster.map(united(self._heads, arrived), partial(match_at_home, name))
         matched = cluster.kept(matched)
         facts = cluster.collect(of_kind(matched, FACTS))
         for role, source in sources.items():
@@ -282,7 +278,7 @@ class SparkWorkspace:
         self.scores.hold(name, cluster.settled(of_kind(matched, f"{SCORE} {name}")), 0.0)
 
     def _hold_at_home(self, name: str, model: Any, penalty: float) -> None:
-        task = partial(tasks.score_at_home, name, model)
+        task = partial(score_at_home, name, model)
         self.scores.hold(
             name, self._cluster.settled(self._cluster.map(self._rows.home, task)), penalty
         )
@@ -391,7 +387,7 @@ class SparkWorkspace:
             rows = self.scores, self._heads, self._rows.homes
             write_score_folders(cluster, *rows, config, names, folder, avro, self._giants)
             return
-        task = partial(tasks.write_home_scores, config, names, folder)
+        task = partial(write_home_scores, config, names, folder)
         cluster.collect(cluster.map(self.scores.at_home(), task))
 
 
