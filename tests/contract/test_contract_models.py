@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from contract_rows import (
+    FEATURES,
     HEAVY,
     LINEAR,
     POISSON,
@@ -24,6 +25,7 @@ from contract_rows import (
 from gdmix import CustomEffect, ExternalScores, Factorization, FixedEffect, RandomEffect
 from gdmix.config import ModelConfig
 from gdmix.engines.base import Engine
+from gdmix.errors import ConfigError
 from gdmix.model.linear import LinearModel
 from gdmix.model.store import write_model
 
@@ -111,6 +113,30 @@ def test_active_and_passive_rows(both: Any) -> None:
             seed=5,
         )
     )
+
+
+def test_selected_features(both: Any, earlier: Path) -> None:
+    """Rare ones are left out, and those that the response goes with least."""
+    features = {
+        "row": {"columns": ["x", "kind"], "min_count": 100},
+        "more": {"columns": ["tags"], "min_count": 2, "max_features": 2},
+        "dense": ["embedding"],
+    }
+    found = both(config_of(*ALL, columns=ROLES, features=features, passes=2))
+    sizes = {bag: len(index) for bag, index in found.model.indices.items()}
+    assert sizes["row"] < 4 and sizes["more"] == 2
+    # What a locked model knows stays.
+    parts = [GLOBAL, changed(PER_ITEM, locked=True)]
+    config = config_of(*parts, columns=ROLES, features=features, initial_model=earlier)
+    assert len(both(config).model.indices["more"]) > 2
+
+
+def test_selection_from_lists_of_fixed_size(engine: Engine, data: Data) -> None:
+    config = config_of(
+        GLOBAL, features={**FEATURES, "dense": {"columns": ["embedding"], "min_count": 2}}
+    )
+    with pytest.raises(ConfigError, match=r"features.dense.min_count: column 'embedding' holds"):
+        engine.prepare(config, data.train, None)
 
 
 def test_penalties_and_normalization(both: Any) -> None:

@@ -8,7 +8,7 @@ entity's rows (`features_to_samples_ratio`), as Photon ML has it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,6 +95,35 @@ def select_features(
         Features that stay whatever the rows say, and don't count.
     """
     summary = summarize(design, weight, threads)
+
+    def measured() -> F64:
+        return correlations(design, response, weight, summary, threads)
+
+    columns = choose_features(name, bag, index, summary, measured, always)
+    if columns is None:
+        return Selection(index, design)
+    return Selection(index.take(columns), with_columns(design, columns))
+
+
+def choose_features(
+    name: str,
+    bag: FeatureBag,
+    index: FeatureIndex,
+    summary: FeatureSummary,
+    measured: Callable[[], F64],
+    always: FeatureIndex | None = None,
+) -> I64 | None:
+    """Return the columns of a bag that are kept, ascending; None if all are.
+
+    Parameters
+    ----------
+    name, bag, always
+        As of `select_features`.
+    index, summary
+        Of all columns.
+    measured
+        Called if it matters: returns their correlations with the response, (columns,).
+    """
     enough = summary.nnz >= bag.min_count
     stays = np.zeros(len(index), np.bool_)
     if always is not None:
@@ -107,7 +136,7 @@ def select_features(
     if bag.max_features is not None:
         eligible = np.flatnonzero(enough & ~stays)
         if eligible.size > bag.max_features:
-            score = np.abs(correlations(design, response, weight, summary, threads))[eligible]
+            score = np.abs(measured())[eligible]
             # Stable: the lower column wins a tie.
             order = np.argsort(-np.round(score, _DIGITS), kind="stable")
             kept[eligible[order[bag.max_features :]]] = False
@@ -115,10 +144,64 @@ def select_features(
             log.info(text, name, f"{bag.max_features:,}", f"{eligible.size:,}")
     if not kept.any() and len(index):
         log.warning("%s: no feature is left", name)
-    if kept.all():
-        return Selection(index, design)
-    columns = np.flatnonzero(kept)
-    return Selection(index.take(columns), with_columns(design, columns))
+    return None if kept.all() else np.flatnonzero(kept)
+
+
+@dataclass(frozen=True)
+class ResponseMoments:
+    """Weighted moments of the response of some rows.
+
+    Attributes
+    ----------
+    first, shift
+        The response of a row, and what the mean is above it.
+    weight, squared_weight
+        Sum of the rows' weights, and of the weights' squares.
+    squares
+        Weighted sum of squared deviations from the mean.
+    """
+
+    first: float
+    shift: float
+    weight: float
+    squared_weight: float
+    squares: float
+
+    @staticmethod
+    def of(response: F64, weight: F64) -> ResponseMoments:
+        """Take the moments of rows."""
+        whole = float(weight.sum())
+        if whole <= 0.0:
+            return ResponseMoments(0.0, 0.0, 0.0, 0.0, 0.0)
+        shifted = response - response[0]
+        shift = float(shifted @ weight) / whole
+        centred = shifted - shift
+        squares = float(weight @ (centred * centred))
+        return ResponseMoments(float(response[0]), shift, whole, float(weight @ weight), squares)
+
+    def plus(self, other: ResponseMoments) -> ResponseMoments:
+        """Return those of both parts' rows (Chan, Golub and LeVeque 1983)."""
+        if self.weight == 0.0 or other.weight == 0.0:
+            return other if self.weight == 0.0 else self
+        apart = other.first - self.first + other.shift - self.shift
+        whole = self.weight + other.weight
+        share = other.weight / whole
+        return ResponseMoments(
+            self.first,
+            self.shift + apart * share,
+            whole,
+            self.squared_weight + other.squared_weight,
+            self.squares + other.squares + apart * apart * self.weight * share,
+        )
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all that weighs is the same, but for rounding."""
+        return self.squares <= _ROUNDING * (self.squares + self.weight * self.shift**2)
+
+    def centred(self, response: F64) -> F64:
+        """Return responses less the mean."""
+        return response - self.first - self.shift
 
 
 def correlations(
@@ -143,15 +226,24 @@ def correlations(
         Of the same design and weights, if it is known already.
     """
     summary = summary or summarize(design, weight, threads)
-    d, whole = design.n_columns, float(weight.sum())
-    if whole <= 0.0:
-        return np.zeros(d)
-    shifted = response - response[0]
-    centred = shifted - float(shifted @ weight) / whole
-    of_response = float(weight @ (centred * centred))
-    if of_response <= _ROUNDING * float(weight @ (shifted * shifted)):
-        return np.zeros(d)
-    of_columns = summary.variance * (whole - float(weight @ weight) / whole)
+    own = ResponseMoments.of(response, weight)
+    if own.is_constant:
+        return np.zeros(design.n_columns)
+    products = products_with(design, own.centred(response), weight, summary.mean, threads)
+    return correlations_of(summary, own, products)
+
+
+def products_with(design: CsrMatrix, centred: F64, weight: F64, mean: F64, threads: int = 1) -> F64:
+    """Return what rows add to the covariance of columns and response: (2 columns,), sums.
+
+    Parameters
+    ----------
+    centred
+        (n,) responses less their mean over all rows.
+    mean
+        (columns,) of each column over all rows.
+    """
+    d = design.n_columns
 
     def of_part(part: tuple[int, int]) -> F64:
         sums = memory.zeros(2 * d)
@@ -162,7 +254,7 @@ def correlations(
             design.values,
             centred,
             weight,
-            summary.mean,
+            mean,
             sums,
         )
         return sums
@@ -171,11 +263,28 @@ def correlations(
     total = memory.zeros(2 * d)
     for sums in map_ordered(of_part, parts, threads):
         total += sums
+    return total
+
+
+def correlations_of(summary: FeatureSummary, response: ResponseMoments, products: F64) -> F64:
+    """Return every column's correlation with the response, (columns,), from sums over all rows.
+
+    Parameters
+    ----------
+    summary
+        Of the columns, weighted.
+    products
+        The sum of what `products_with` returns.
+    """
+    result = np.zeros(summary.nnz.size)
+    if response.is_constant:
+        return result
+    whole = response.weight
+    of_columns = summary.variance * (whole - response.squared_weight / whole)
     # Deviations of absent values from the mean: the centred responses of all rows sum to 0.
-    absent = np.where(summary.nnz == design.n_rows, 0.0, total[1::2])
-    covariance = total[::2] + summary.mean * absent
-    spread = np.sqrt(of_columns * of_response)
-    result = np.zeros(d)
+    absent = np.where(summary.nnz == summary.n_rows, 0.0, products[1::2])
+    covariance = products[::2] + summary.mean * absent
+    spread = np.sqrt(of_columns * response.squares)
     return np.divide(covariance, spread, out=result, where=spread > 0.0)
 
 

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from gdmix.engines.spark.exchange import Addressed, Piece, Pieces, contents, itself
+import numpy as np
+
+from gdmix.engines.spark.exchange import (
+    Addressed,
+    Piece,
+    Pieces,
+    addressed,
+    contents,
+    itself,
+    opened,
+)
 from gdmix.engines.spark.session import TaskErrors, slots
+from gdmix.engines.spark.tasks.kinds import SUMS
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -64,6 +75,15 @@ class Cluster:
         """Return what is in pieces, which are few and small, in the order of their sources."""
         return contents(self.errors.run(pieces.collect))
 
+    def added_up(self, pieces: Pieces) -> dict[str, Any]:
+        """Return the sums, by name, of pieces of kind `SUMS` that are addressed to one task.
+
+        What is to be added are arrays, or has a method `plus`.
+        """
+        found = self.collect(self.map(self.send(pieces, 1), _add_up))
+        total: dict[str, Any] = found[0]
+        return total
+
     def settled(self, pieces: Pieces) -> Pieces:
         """Return pieces that, once computed, no lost executor can take away."""
         from pyspark import StorageLevel
@@ -86,6 +106,16 @@ def _anywhere(pieces: Iterable[Addressed]) -> Iterable[Addressed]:
 def _unpacked(messages: Iterable[tuple[int, bytes]]) -> Iterator[Addressed]:
     for target, message in messages:
         yield target, Piece.from_bytes(message)
+
+
+def _add_up(partition: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
+    first, *others = opened(pieces)[SUMS].values()
+    total = dict(first)
+    for own in others:
+        for name, value in own.items():
+            is_array = isinstance(value, np.ndarray)
+            total[name] = total[name] + value if is_array else total[name].plus(value)
+    yield from addressed(partition, SUMS, partition, total)
 
 
 def _by_number(

@@ -85,12 +85,6 @@ def _check_supported(config: ModelConfig, validation: Source | None) -> None:
     instead = "use `engine: local`"
     if config.solver == JOINT:
         raise ConfigError(f"solver 'joint' needs all rows in one place; {instead}, or more passes")
-    for name, bag in config.used_features.items():
-        if bag.is_selected:
-            key = "min_count" if bag.min_count > 1 else "max_features"
-            raise ConfigError(
-                f"features.{name}.{key}: not on Spark; {instead}, or give a `feature_list`"
-            )
     for name in config.judged_on_validation:
         raise ConfigError(
             f"coordinates.{name}.training.judge_on_validation: not on Spark; use inner_split"

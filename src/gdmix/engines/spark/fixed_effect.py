@@ -28,10 +28,10 @@ from gdmix.coordinates.uncertainty import (
 from gdmix.engines.spark.cluster import united
 from gdmix.engines.spark.collective import barrier_group
 from gdmix.engines.spark.coordinates import SparkCoordinate
-from gdmix.engines.spark.exchange import Addressed, Pieces, addressed, opened
+from gdmix.engines.spark.exchange import Addressed, Pieces, addressed
 from gdmix.engines.spark.scores import Offsets
 from gdmix.engines.spark.tasks.fitting import FitTask, homewards
-from gdmix.engines.spark.tasks.kinds import FACTS, TRAIN, VALIDATION
+from gdmix.engines.spark.tasks.kinds import FACTS, SUMS, TRAIN, VALIDATION
 from gdmix.glm.distributed import DistributedMap, fit_large_distributed
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.model.base import CoordinateModel
@@ -130,7 +130,7 @@ class SparkFixedEffect(SparkCoordinate):
         task = self._task(self.own(model), self.work.folder)
         pieces = united(self.prepared, offset.at(self.layout))
         found = self.cluster.map(pieces, partial(sum_hessian, task, whole))
-        sums = self.cluster.collect(self.cluster.map(self.cluster.send(found, 1), add_up))[0]
+        sums = self.cluster.added_up(found)["hessian"]
         result, freedom = certain(loaded, sums, self.regularization.quadratic(), kinds)
         return result, freedom
 
@@ -204,14 +204,7 @@ def fit_shard(
 def sum_hessian(
     task: FitTask, whole: bool, partition: int, pieces: Iterable[Addressed]
 ) -> Iterator[Addressed]:
-    """Yield a shard's part of the Hessian, or of its diagonal."""
+    """Send a shard's part of the Hessian, or of its diagonal, to where they are added up."""
     prepared, offset, model = task.open(pieces, partition)
     sums = prepared.coordinate.hessian_sums(model, offset, whole)
-    yield from addressed(0, "sums", partition, sums)
-
-
-def add_up(partition: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
-    """Yield the sum of all shards' parts."""
-    parts = list(opened(pieces)["sums"].values())
-    total = sum(parts[1:], parts[0])
-    yield from addressed(partition, "sum", partition, total)
+    yield from addressed(0, SUMS, partition, {"hessian": sums})

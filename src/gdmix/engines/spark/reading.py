@@ -17,6 +17,8 @@ from gdmix.config import (
 )
 from gdmix.data.dataset import Dataset, encode_rows, report_unknown
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
+from gdmix.data.feature_selection import check_selectable, choose_features, correlations_of
+from gdmix.data.feature_summary import FeatureSummary
 from gdmix.data.read import RowSource, Source
 from gdmix.data.schema import RowSchema
 from gdmix.data.validate import REPEATED, Findings, check_classes, counted
@@ -24,7 +26,13 @@ from gdmix.engines.spark.cluster import Cluster
 from gdmix.engines.spark.exchange import Pieces, of_kind
 from gdmix.engines.spark.sources import SparkRows, open_spark_rows
 from gdmix.engines.spark.tasks.arrival import Facts, Reading, arrive, encode, scan
-from gdmix.engines.spark.tasks.kinds import FACTS, TRAIN, VALIDATION
+from gdmix.engines.spark.tasks.features import (
+    add_products,
+    narrow,
+    summarize_bags,
+    summarize_response,
+)
+from gdmix.engines.spark.tasks.kinds import BAGS, FACTS, HEAD, TRAIN, VALIDATION
 from gdmix.errors import DataError
 from gdmix.model.any_model import read_any_model
 from gdmix.model.base import CoordinateModel
@@ -91,6 +99,9 @@ def read_rows(
         optional=config.optional_entities,
     )
     columns = {role: schema.select(s.schema, s.label) for role, s in sources.items()}
+    types = {field.name: field.type for field in sources[TRAIN].schema}
+    for bag, spec in config.used_features.items():
+        check_selectable(bag, spec, types)
     counts = {role: rows.count(cluster.errors) for role, rows in sources.items()}
     for role, count in counts.items():
         if not count:
@@ -109,6 +120,7 @@ def read_rows(
         home.unpersist()
         for role, numbers in dropped.items():
             readings[role] = replace(readings[role], dropped=numbers)
+    home, indices = _selected(cluster, readings[TRAIN], home, indices, initial)
     earlier = {} if initial is None else all_aligned(config, initial, indices)
     for bag, index in indices.items():
         log.info("%s: bag '%s' has %s columns", sources[TRAIN].label, bag, f"{len(index):,}")
@@ -130,16 +142,57 @@ def _index(
             for bag, builder in found.items():
                 builders[bag].merge(builder)
     indices = {bag: builder.freeze() for bag, builder in builders.items()}
-    keeping = config.locked if config.prior is None else {**config.linear, **config.locked}
-    for name, spec in keeping.items():
-        for bag in spec.bags:
-            if (
-                initial is not None
-                and name in initial.coordinates
-                and config.features[bag].feature_list is None
-            ):
-                indices[bag] = indices[bag].extended(initial.indices[bag])
+    for bag, index in _kept_of(initial, config).items():
+        if config.features[bag].feature_list is None:
+            indices[bag] = indices[bag].extended(index)
     return indices
+
+
+def _kept_of(initial: TrainedModel | None, config: ModelConfig) -> dict[str, FeatureIndex]:
+    """Return, by bag, features that stay because of an earlier model."""
+    keeping = config.locked if config.prior is None else {**config.linear, **config.locked}
+    return {
+        bag: initial.indices[bag]
+        for name, spec in keeping.items()
+        for bag in spec.bags
+        if initial is not None and name in initial.coordinates
+    }
+
+
+def _selected(
+    cluster: Cluster,
+    reading: Reading,
+    home: Pieces,
+    indices: Mapping[str, FeatureIndex],
+    initial: TrainedModel | None,
+) -> tuple[Pieces, dict[str, FeatureIndex]]:
+    """Leave out the features that their bags say; return rows and indices without them."""
+    config, indices = reading.config, dict(indices)
+    specs = {bag: spec for bag, spec in config.used_features.items() if spec.is_selected}
+    if not specs:
+        return home, indices
+    found = cluster.added_up(cluster.map(home, partial(summarize_bags, list(specs), True)))
+    summaries = {bag: own.summary() for bag, own in found.items()}
+    always, columns = _kept_of(initial, config), {}
+    for bag, spec in specs.items():
+        summary = summaries[bag]
+
+        def measured(bag: str = bag, summary: FeatureSummary = summary) -> NDArray[np.float64]:
+            response = cluster.added_up(cluster.map(home, summarize_response))["response"]
+            task = partial(add_products, response, {bag: summary.mean})
+            products = cluster.added_up(cluster.map(home, task))[bag]
+            return correlations_of(summary, response, products)
+
+        name = f"{reading.label}: bag '{bag}'"
+        own = choose_features(name, spec, indices[bag], summary, measured, always.get(bag))
+        if own is not None:
+            columns[bag], indices[bag] = own, indices[bag].take(own)
+    if not columns:
+        return home, indices
+    narrowed = cluster.kept(cluster.map(of_kind(home, HEAD, BAGS), partial(narrow, columns)))
+    cluster.errors.run(narrowed.count)
+    home.unpersist()
+    return narrowed, indices
 
 
 def _encoded(

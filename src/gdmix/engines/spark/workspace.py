@@ -37,7 +37,7 @@ from gdmix.engines.spark.giants import Giants
 from gdmix.engines.spark.reading import Rows
 from gdmix.engines.spark.scores import SparkScores
 from gdmix.engines.spark.sources import open_spark_rows
-from gdmix.engines.spark.tasks.arrival import summarize_bags
+from gdmix.engines.spark.tasks.features import summarize_bags
 from gdmix.engines.spark.tasks.fitting import prepare
 from gdmix.engines.spark.tasks.home import (
     come_home,
@@ -109,12 +109,9 @@ class SparkWorkspace:
         bags = sorted({b for s in specs.values() if s.normalization != "none" for b in s.bags})
         summaries: dict[str, FeatureSummary] = {}
         if bags:
-            found = cluster.collect(cluster.map(self._rows.home, partial(summarize_bags, bags)))
-            for bag in bags:
-                total = found[0][bag]
-                for own in found[1:]:
-                    total = total.plus(own[bag])
-                summaries[bag] = total.summary()
+            task = partial(summarize_bags, bags, False)
+            found = cluster.added_up(cluster.map(self._rows.home, task))
+            summaries = {bag: own.summary() for bag, own in found.items()}
         return {n: regularization(s, indices, summaries.__getitem__) for n, s in specs.items()}
 
     def _placed(self, partitions: int | None) -> tuple[dict[str, Placement], dict[str, Giants]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from gdmix.config import ModelConfig
 from gdmix.data.dataset import Dataset, encode_rows, scan_features
 from gdmix.data.feature_index import FeatureIndex
-from gdmix.data.feature_summary import moments
 from gdmix.data.partition import concatenated, take_rows
 from gdmix.data.read import RowSource
 from gdmix.data.schema import RowSchema
@@ -25,7 +24,7 @@ from gdmix.engines.spark.exchange import (
     messages,
     opened,
 )
-from gdmix.engines.spark.tasks.kinds import BAGS, FACTS, HEAD, ROW, TRAIN
+from gdmix.engines.spark.tasks.kinds import BAGS, FACTS, HEAD, ROW
 from gdmix.glm.random_bits import mixed
 
 I64 = NDArray[np.int64]
@@ -177,11 +176,3 @@ def arrive(
     yield from addressed(home, HEAD, home, heads)
     yield from addressed(home, BAGS, home, bags)
     yield from addressed(home, FACTS, home, facts)
-
-
-def summarize_bags(
-    bags: Sequence[str], home: int, pieces: Iterable[Addressed]
-) -> Iterator[Addressed]:
-    """Yield the moments of the training rows' features, bag by bag."""
-    own = opened(pieces)[BAGS][home][TRAIN]
-    yield from addressed(home, "moments", home, {bag: moments(own[bag]) for bag in bags})

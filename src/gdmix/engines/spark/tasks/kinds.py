@@ -11,4 +11,5 @@ HEAD, BAGS, FACTS, PREPARED, OFFSET, SCORE, START = [
     "start",
 ]
 LEFT, STAYING, GIANTS = "left", "staying", "giants"
+SUMS = "sums"
 ROW = "__gdmix_row__"  # the column with each row's number in its source
