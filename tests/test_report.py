@@ -102,12 +102,10 @@ def test_comparison() -> None:
     other = history(2, metrics={"logloss": 0.25})
     text = render(report.comparison_table({"one": history(10), "two": other}))
     assert cells(text) == [
-        ["", "one", "", "two", ""],
-        ["", "auc", "logloss", "auc", "logloss"],
-        ["global", "0.7010", "0.5000", "", "0.2500"],
-        ["+ per-user", "0.7110", "0.5000", "", "0.2500"],
-        ["+ per-movie", "0.7210", "0.5000", "", "0.2500"],
-        ["kept: pass 10 / 2", "0.7300", "0.5000", "", "0.2500"],
+        ["run", "metric", "global", "+ per-user", "+ per-movie", "kept", "pass"],
+        ["one", "auc", "0.7010", "0.7110", "0.7210", "0.7300", "10"],
+        ["", "logloss", "0.5000", "0.5000", "0.5000", "0.5000", ""],
+        ["two", "logloss", "0.2500", "0.2500", "0.2500", "0.2500", "2"],
     ]
 
 
@@ -117,16 +115,16 @@ def test_a_joint_step_is_no_coordinate_of_the_first_pass() -> None:
     ended = RunHistory([*steps, joint], 3, True, "validation")
     assert shown_passes(render(report.history_table(ended, "run.yaml"))) == ["1", "2"]
     rows = cells(render(report.comparison_table({"one": ended})))
-    assert [row[0] for row in rows[2:]] == ["global", "+ per-user", "+ per-movie", "kept: pass 2"]
-    assert rows[-1][1:] == ["0.9000", "0.4000"]
+    assert rows[0][2:] == ["global", "+ per-user", "+ per-movie", "kept", "pass"]
+    assert [row[-2:] for row in rows[1:]] == [["0.9000", "2"], ["0.4000", ""]]
 
 
 def test_a_run_without_a_coordinate_has_empty_cells() -> None:
     short = history(1)
     short = RunHistory(short.steps[:1], 0, None, "validation")
     text = render(report.comparison_table({"one": short, "two": history(1)}))
-    assert cells(text)[3] == ["+ per-user", "", "", "0.7110", "0.5000"]
-    assert cells(text)[5][0] == "kept: pass 1"
+    assert cells(text)[1] == ["one", "auc", "0.7010", "", "", "0.7010", "1"]
+    assert cells(text)[3] == ["two", "auc", "0.7010", "0.7110", "0.7210", "0.7210", "1"]
 
 
 def test_metrics() -> None:
@@ -181,4 +179,5 @@ def test_names_that_are_long_or_look_like_markup_fit() -> None:
         report.history_table(RunHistory(steps, 2, None, "train"), f"[bold]{long}")
     )
     runs = {f"runs/{long}{i}": history(2) for i in range(3)}
-    assert "kept: pass 2" in render(report.comparison_table(runs))
+    text = render(report.comparison_table(runs))
+    assert "0.7010" in text and "0.7220" in text and max(map(len, text.splitlines())) <= 80

@@ -19,6 +19,7 @@ _WITHOUT_FEATURES = {"external_scores": "(scores from files)"}
 _MOST_TRIALS = 15
 _MOST_FEATURES = 20  # of a bag
 _MOST_COMPONENTS = 30
+_NUMBER_WIDTH = 6
 _MOST_PASSES = 6  # of a longer run the table shows the first ones, the kept one and the last
 
 
@@ -89,33 +90,33 @@ def _shown_passes(last: int, kept: int) -> set[int]:
 
 
 def comparison_table(runs: Mapping[str, RunHistory]) -> Group:
-    """Lay runs side by side: after each coordinate of the first pass, and at the end."""
-    metrics = list(dict.fromkeys(m for h in runs.values() for m in h.steps[0]["metrics"]))
+    """Lay out runs one below another: after each coordinate of the first pass, and at the end."""
+    firsts = {name: [s for s in h.steps if s["pass"] == 1] for name, h in runs.items()}
+    stages = list(dict.fromkeys(s["coordinate"] for steps in firsts.values() for s in steps))
     table = Table()
-    table.add_column("", no_wrap=True)
-    for name in runs:
-        for position, metric in enumerate(metrics):
-            header = f"{'' if position else name}\n{metric}"
-            table.add_column(header, justify="right", overflow="fold")
-    firsts = [[s for s in h.steps if s["pass"] == 1] for h in runs.values()]
-    stages = list(dict.fromkeys(s["coordinate"] for steps in firsts for s in steps))
+    table.add_column("run", overflow="fold")
+    table.add_column("metric", no_wrap=True)
     for position, stage in enumerate(stages):
-        cells = []
-        for steps in firsts:
-            cells += _metric_cells([s for s in steps if s["coordinate"] == stage], metrics)
-        last = position + 1 == len(stages)
-        table.add_row(("+ " if position else "") + stage, *cells, end_section=last)
-    kept = [h.steps[h.selected] for h in runs.values()]
-    cells = [cell for step in kept for cell in _metric_cells([step], metrics)]
-    passes = " / ".join(dict.fromkeys(str(step["pass"]) for step in kept))
-    table.add_row(f"kept: pass {passes}", *cells, style="bold")
+        header = ("+ " if position else "") + stage
+        table.add_column(header, justify="right", overflow="fold", min_width=_NUMBER_WIDTH)
+    table.add_column("kept", justify="right", no_wrap=True, style="bold")
+    table.add_column("pass", justify="right", no_wrap=True)
+    for name, history in runs.items():
+        metrics, kept = list(history.steps[0]["metrics"]), history.steps[history.selected]
+        after = {s["coordinate"]: s["metrics"] for s in firsts[name]}
+        table.add_row(
+            Text(name),
+            "\n".join(metrics),
+            *(_lines(after.get(stage, {}), metrics) for stage in stages),
+            _lines(kept["metrics"], metrics),
+            str(kept["pass"]),
+            end_section=True,
+        )
     return _titled("Metrics after each coordinate of the first pass, and of the model kept", table)
 
 
-def _metric_cells(steps: list[dict[str, Any]], metrics: Sequence[str]) -> list[str]:
-    if not steps:
-        return [""] * len(metrics)
-    return [_number(steps[0]["metrics"][m]) if m in steps[0]["metrics"] else "" for m in metrics]
+def _lines(values: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    return "\n".join(_number(values[m]) if m in values else "" for m in metrics)
 
 
 def trials_table(tuning: Tuning, title: str) -> Group:
