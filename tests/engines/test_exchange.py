@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gdmix.engines.spark import exchange
 from gdmix.engines.spark.exchange import Addressed, Piece, addressed, opened
+from gdmix.errors import EngineError
 
 
 @dataclass
@@ -68,6 +69,14 @@ def test_what_has_no_arrays() -> None:
     pieces = [*addressed(0, "fact", 2, None), *addressed(0, "fact", 1, {"n": 3})]
     found = opened(_as_spark_does(own) for own in pieces)
     assert list(found["fact"].items()) == [(1, {"n": 3}), (2, None)]
+
+
+def test_pieces_that_are_doubled_or_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_BYTES_PER_PIECE", 1000)
+    pieces = list(addressed(0, "rows", 4, np.arange(1000)))
+    for wrong in (pieces + pieces, pieces[1:], [*pieces, *addressed(0, "rows", 4, None)]):
+        with pytest.raises(EngineError, match="'rows': pieces were lost or doubled"):
+            opened(wrong)
 
 
 def test_what_changes_later_is_not_sent() -> None:

@@ -104,18 +104,26 @@ def itself(partition: int) -> int:
 
 
 def opened(pieces: Iterable[Addressed]) -> dict[str, dict[int, Any]]:
-    """Return the contents of pieces by kind and, ascending, by source."""
+    """Return the contents of pieces by kind and, ascending, by source.
+
+    Raises
+    ------
+    EngineError
+        If some are missing, or a source has sent two contents of a kind.
+    """
     found: dict[str, dict[int, list[Piece]]] = {}
     for _, own in pieces:
         found.setdefault(own.kind, {}).setdefault(own.source, []).append(own)
     return {
-        kind: {source: _put_together(of.pop(source)) for source in sorted(of)}
+        kind: {source: _put_together(kind, of.pop(source)) for source in sorted(of)}
         for kind, of in found.items()
     }
 
 
-def _put_together(parts: list[Piece]) -> Any:
+def _put_together(kind: str, parts: list[Piece]) -> Any:
     parts.sort(key=lambda own: own.part)
+    if [own.part for own in parts] != list(range(len(parts))):
+        raise EngineError(f"'{kind}': pieces were lost or doubled between partitions")
     first, *stretches = (stretch for own in parts for stretch in own.payload)
     plan, sizes = pickle.loads(first)
     # One block for all arrays: they can be written to, unlike what they came in.

@@ -18,7 +18,7 @@ from gdmix.engines.spark.exchange import (
     addressed,
     opened,
 )
-from gdmix.engines.spark.giants import Giants
+from gdmix.engines.spark.giants import Giants, Left
 from gdmix.engines.spark.tasks.kinds import BAGS, HEAD, LEFT, STAYING, TRAIN
 
 
@@ -72,9 +72,12 @@ def depart(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[A
             part = take_rows(rows, route.rows(int(target)), layout.bags, layout.keys)
             yield from addressed(int(target), role, home, part)
         if layout.giants is not None and layout.placement is not None and role == TRAIN:
-            for entity, left in layout.giants.left(rows, route.staying).items():
+            left: dict[int, Left] = {}
+            for entity, own in layout.giants.left(rows, route.staying).items():
                 target = layout.placement.of_hashes(np.array([entity], np.uint64))[0]
-                yield from addressed(int(target), LEFT, home, {entity: left})
+                left.setdefault(int(target), {})[entity] = own
+            for target, of_target in left.items():
+                yield from addressed(target, LEFT, home, of_target)
     for target in range(home, layout.partitions, 1) if home == 0 else ():
         # Every partition gets something, from which it learns the types of keys.
         none = np.empty(0, np.int64)
