@@ -65,6 +65,15 @@ def test_pieces_are_put_together_in_any_order(
     assert found.texts.equals(content.texts)
 
 
+def test_some_kinds_are_opened() -> None:
+    pieces = [
+        *addressed(0, "a", 1, "one"),
+        *addressed(0, "b", 1, "two"),
+        *addressed(1, "b", 1, "x"),
+    ]
+    assert opened(pieces, "a") == {"a": {1: "one"}}
+
+
 def test_what_has_no_arrays() -> None:
     pieces = [*addressed(0, "fact", 2, None), *addressed(0, "fact", 1, {"n": 3})]
     found = opened(_as_spark_does(own) for own in pieces)

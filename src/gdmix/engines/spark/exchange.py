@@ -103,8 +103,13 @@ def itself(partition: int) -> int:
     return partition
 
 
-def opened(pieces: Iterable[Addressed]) -> dict[str, dict[int, Any]]:
+def opened(pieces: Iterable[Addressed], *kinds: str) -> dict[str, dict[int, Any]]:
     """Return the contents of pieces by kind and, ascending, by source.
+
+    Parameters
+    ----------
+    kinds
+        Those to be opened; default: all.
 
     Raises
     ------
@@ -113,6 +118,8 @@ def opened(pieces: Iterable[Addressed]) -> dict[str, dict[int, Any]]:
     """
     found: dict[str, dict[int, list[Piece]]] = {}
     for _, own in pieces:
+        if kinds and own.kind not in kinds:
+            continue
         found.setdefault(own.kind, {}).setdefault(own.source, []).append(own)
     return {
         kind: {source: _put_together(kind, of.pop(source)) for source in sorted(of)}

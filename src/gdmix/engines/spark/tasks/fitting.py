@@ -139,7 +139,8 @@ class FitTask:
 
     def open(self, pieces: Iterable[Addressed], partition: int) -> tuple[Prepared, F64, Any]:
         """Return the coordinate, its offsets if any came, and the model."""
-        found = opened(pieces)
+        # What `prepare` has addressed to homes lies here, too.
+        found = opened(pieces, PREPARED, OFFSET)
         prepared: Prepared = found[PREPARED][partition]
         coordinate: Coordinate[Any] = prepared.coordinate
         if self.group_weight is not None:
