@@ -83,9 +83,9 @@ def read_rows(
         With every finding.
     """
     sources = {TRAIN: open_spark_rows(cluster.session, train, "training data")}
+    types = {field.name: field.type for field in sources[TRAIN].schema}
     initial = None
     if config.earlier_model is not None:
-        types = {field.name: field.type for field in sources[TRAIN].schema}
         initial = read_any_model(config.earlier_model, config, types)
         check_initial_model(initial, config)
     if validation is not None:
@@ -99,7 +99,6 @@ def read_rows(
         optional=config.optional_entities,
     )
     columns = {role: schema.select(s.schema, s.label) for role, s in sources.items()}
-    types = {field.name: field.type for field in sources[TRAIN].schema}
     for bag, spec in config.used_features.items():
         check_selectable(bag, spec, types)
     counts = {role: rows.count(cluster.errors) for role, rows in sources.items()}

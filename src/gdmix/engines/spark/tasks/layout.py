@@ -78,7 +78,7 @@ def depart(layout: Layout, home: int, pieces: Iterable[Addressed]) -> Iterator[A
                 left.setdefault(int(target), {})[entity] = own
             for target, of_target in left.items():
                 yield from addressed(target, LEFT, home, of_target)
-    for target in range(home, layout.partitions, 1) if home == 0 else ():
+    for target in range(layout.partitions) if home == 0 else ():
         # Every partition gets something, from which it learns the types of keys.
         none = np.empty(0, np.int64)
         parts = {
