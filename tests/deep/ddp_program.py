@@ -21,6 +21,7 @@ from training_rows import (
 )
 
 from gdmix.config.training import Training
+from gdmix.deep import distributed
 from gdmix.deep.distributed import team, together
 from gdmix.deep.trainer import fit_network
 
@@ -77,6 +78,12 @@ def interrupted(checkpoint: Path) -> None:
     raise AssertionError
 
 
+def gloo_threads() -> list[str]:
+    """Return the names of the threads that talk with other processes (on Linux)."""
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").glob("*")]
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -89,4 +96,7 @@ if __name__ == "__main__":
         **{name: outcome(name) for name in CASES},
     }
     interrupted(folder / f"{rank}.pt")
+    told["threads"] = [len(gloo_threads())]
+    distributed._part()
+    told["threads"].append(len(gloo_threads()))
     (folder / f"{rank}.json").write_text(json.dumps(told))

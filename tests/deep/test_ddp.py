@@ -72,6 +72,15 @@ def test_what_the_first_process_knows_all_do(told: list[dict[str, Any]]) -> None
         }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_thread_outlives_the_group(told: list[dict[str, Any]]) -> None:
+    """One that does may abort its process while Python ends."""
+    for own in told:
+        before, after = own["threads"]
+        assert before > 0
+        assert after == 0
+
+
 def test_only_the_first_process_writes_and_one_alone_can_go_on(folder: Path) -> None:
     assert sorted(p.name for p in folder.glob("*.pt")) == ["0.pt"]
     training = Training(batch_size=32, **COMMON)

@@ -258,7 +258,7 @@ def _meet(
     try:
         if store is None:
             store = connect(told[0][0], int(told[0][1]), is_master=False)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_SILENCE)
+        _form_group(backend, store=store, rank=rank, world_size=size, timeout=_SILENCE)
     except RuntimeError as error:
         raise ConnectionError(
             f"processes of a training can't connect: {_first_line(error)}; does "
@@ -294,10 +294,20 @@ def team() -> Team:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        _form_group(backend, timeout=_PATIENCE)
         atexit.register(_part)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Team(dist.get_rank(), dist.get_world_size(), local_rank, local_size)
+
+
+def _form_group(backend: str, **settings: Any) -> None:
+    """Form the process group, so that `_part` closes its connections and ends its threads."""
+    # Imported while a group exists (the first step of an optimizer does it), it keeps the group
+    # alive; a thread of gloo then outlives Python and may abort the process at its end.
+    import torch._dynamo  # noqa: F401
+    import torch.distributed as dist
+
+    dist.init_process_group(backend, **settings)
 
 
 def _part() -> None:
