@@ -16,7 +16,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from gdmix import RunConfig, __version__, cli
+from gdmix import RunConfig, __version__
+from gdmix.cli import app, terminal
 from gdmix.data import movielens
 from gdmix.runs import run
 
@@ -30,11 +31,11 @@ Cli = Callable[..., tuple[int, str, str]]
 def gdmix(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Cli:
     """Run the program in this process; return its exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "80")  # of the help
-    monkeypatch.setattr(cli.out, "width", 80)
+    monkeypatch.setattr(terminal.out, "width", 80)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
-            cli.app(list(arguments), prog_name="gdmix")
+            app(list(arguments), prog_name="gdmix")
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
 
@@ -403,7 +404,7 @@ def test_mistakes_on_the_command_line(gdmix: Cli, arguments: Any, message: str) 
 def test_a_defect_of_ours_is_not_hidden(project: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("gdmix.estimator.descend", None)
     with pytest.raises(TypeError):
-        cli.app(["train", "run.yaml"])
+        app(["train", "run.yaml"])
     assert list((project / "runs").iterdir()) == []
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gdmix import FixedEffect, MixedModel, RandomEffect, RunConfig, cli
+from gdmix import FixedEffect, MixedModel, RandomEffect, RunConfig
+from gdmix.cli import app, terminal
 from gdmix.compat.gdmix_yaml import load_description
 from gdmix.config import AvroLayout, ColumnRoles, FeatureBag, ModelConfig
 from gdmix.convert import avro_schema, convert_features, convert_model, convert_rows
@@ -36,11 +37,11 @@ NTV = pa.list_(pa.struct([("name", pa.string()), ("term", pa.string()), ("value"
 @pytest.fixture
 def gdmix(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., tuple[int, str]]:
     """Run the program in this process; return its exit code and what it said."""
-    monkeypatch.setattr(cli.out, "width", 80)
+    monkeypatch.setattr(terminal.out, "width", 80)
 
     def call(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stop:
-            cli.app(list(arguments), prog_name="gdmix")
+            app(list(arguments), prog_name="gdmix")
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out + captured.err
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gdmix import cli
+from gdmix.cli import app
 from gdmix.compat import detext, gdmix_yaml
 from gdmix.config import ModelConfig
 from gdmix.data import movielens
@@ -79,7 +79,7 @@ def test_every_command_runs(
             continue
         assert program == "gdmix"
         with pytest.raises(SystemExit) as stop:
-            cli.app(arguments, prog_name="gdmix")
+            app(arguments, prog_name="gdmix")
         said = capsys.readouterr()
         assert not stop.value.code, (arguments, said.err)
     assert Path("indexed/per-user/featureList/per_user").exists()

@@ -27,9 +27,9 @@ from gdmix import (
     MixedModel,
     RandomEffect,
     RunConfig,
-    cli,
     tune,
 )
+from gdmix.cli import app, terminal
 from gdmix.config import Candidates, ExternalScores, Factorization, ModelConfig, TuneConfig
 from gdmix.coordinates.variance_components import VarianceComponent
 from gdmix.data.dataset import load_training
@@ -787,11 +787,11 @@ def test_without_rows_to_judge_by(project: Path) -> None:
 
 @pytest.fixture
 def gdmix(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Callable[..., Any]:
-    monkeypatch.setattr(cli.out, "width", 100)
+    monkeypatch.setattr(terminal.out, "width", 100)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
-            cli.app(list(arguments), prog_name="gdmix")
+            app(list(arguments), prog_name="gdmix")
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
 

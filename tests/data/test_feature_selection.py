@@ -17,11 +17,11 @@ from sklearn.feature_selection import SelectKBest, r_regression
 from gdmix import ConfigError, FixedEffect, MixedModel, RandomEffect, memory
 from gdmix.config import FeatureBag, ModelConfig
 from gdmix.data import entity_blocks
+from gdmix.data.correlation import correlations
 from gdmix.data.entity_blocks import GroupedRows, group_rows
 from gdmix.data.feature_index import FeatureIndex
 from gdmix.data.feature_selection import (
     Selection,
-    correlations,
     limit_features,
     select_features,
     with_columns,

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from gdmix import ConfigError, OutputError, cli, memory
+from gdmix import ConfigError, OutputError, memory
+from gdmix.cli import app, terminal
 from gdmix.config import RunConfig
 from gdmix.data.feature_summary import FeatureSummary, summarize
 from gdmix.data.feature_table import feature_table, write_feature_table
@@ -194,13 +195,13 @@ def test_mistakes(configuration: RunConfig) -> None:
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
-        cli.app(list(arguments), prog_name="gdmix")
+        app(list(arguments), prog_name="gdmix")
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out, captured.err
 
 
 def test_the_command(project: Path, train_rows: pa.Table, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cli.out, "width", 80)
+    monkeypatch.setattr(terminal.out, "width", 80)
     kinds = pa.array([f"k{i % 50:02d}" for i in range(train_rows.num_rows)])
     rows = train_rows.set_column(train_rows.schema.get_field_index("kind"), "kind", kinds)
     pq.write_table(rows, "train.parquet")

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from gdmix.config import (
     ModelConfig,
 )
+from gdmix.data.correlation import correlations_of
 from gdmix.data.dataset import Dataset, encode_rows, report_unknown
 from gdmix.data.feature_index import FeatureIndex, FeatureIndexBuilder
-from gdmix.data.feature_selection import check_selectable, choose_features, correlations_of
+from gdmix.data.feature_selection import check_selectable, choose_features
 from gdmix.data.feature_summary import FeatureSummary
 from gdmix.data.read import RowSource, Source
 from gdmix.data.schema import RowSchema

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gdmix.data.feature_selection import ResponseMoments, products_with, with_columns
+from gdmix.data.correlation import ResponseMoments, products_with
+from gdmix.data.feature_selection import with_columns
 from gdmix.data.feature_summary import moments
 from gdmix.engines.spark.exchange import Addressed, addressed, opened
 from gdmix.engines.spark.tasks.kinds import BAGS, HEAD, SUMS, TRAIN
