@@ -274,6 +274,25 @@ def test_prior(both: Any, earlier: Path) -> None:
     both(config_of(*ALL, columns=ROLES, passes=2, prior=prior))
 
 
+def test_a_prior_without_correlations_leaves_rows_where_they_are(
+    both: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed effect by what variances say: without an intercept, too, and under other weights."""
+    spread = changed(GLOBAL, name="spread", features=("more",), intercept=False)
+    rows = make_rows(300, seed=9, new=3)
+    parts = [changed(GLOBAL, variance="full"), changed(spread, variance="simple")]
+    write_model(reference_of(config_of(*parts, columns=ROLES, passes=2), rows).model, tmp_path)
+    prior = {"model": tmp_path, "weight": 0.7, "forgetting": 0.8}
+    parts = [
+        changed(GLOBAL, variance="simple", normalization="scale_by_std", negative_sampling=0.6),
+        changed(spread, penalty_factors={"tags": 0.2}),
+        PER_USER,
+    ]
+    with caplog.at_level("INFO", "gdmix"):
+        both(config_of(*parts, columns=ROLES, passes=2, prior=prior))
+    assert "one task" not in caplog.text
+
+
 def linear(found: Outcome) -> dict[str, LinearModel]:
     return found.model.linear
 

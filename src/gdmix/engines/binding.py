@@ -78,9 +78,7 @@ class BoundRows:
         """
         config, train, validation = self.config, self.train, self.validation
         loss, threads, seed = LOSSES[config.task], self.threads, config.seed
-        prior: EarlierModel | None = None
-        if config.prior is not None and isinstance(earlier, LinearModel):
-            prior = check_prior(name, earlier, config.prior)
+        prior = prior_of(config, name, earlier)
         spec: CoordinateSpec = config.coordinates[name]
         match spec:
             case FixedEffect():
@@ -115,6 +113,21 @@ class BoundRows:
                     None if self.fits is None else self.fits / f"{name}.pt",
                 )
         raise TypeError(f"coordinate '{name}' of type {spec.type} is not fitted")
+
+
+def prior_of(
+    config: ModelConfig, name: str, earlier: CoordinateModel | None
+) -> EarlierModel | None:
+    """Return a coordinate's earlier model as its prior, if the configuration has it so.
+
+    Raises
+    ------
+    ModelError
+        If it does not say how certain it is.
+    """
+    if config.prior is None or not isinstance(earlier, LinearModel):
+        return None
+    return check_prior(name, earlier, config.prior)
 
 
 def check_before_reading(config: ModelConfig) -> None:

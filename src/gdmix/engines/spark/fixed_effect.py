@@ -8,9 +8,12 @@ lost executor ends the stage, and Spark runs it again.
 from __future__ import annotations
 
 import secrets
+import shutil
+import weakref
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport
 from gdmix.coordinates.fixed_effect import FixedEffectCoordinate, certain
+from gdmix.coordinates.prior import EarlierModel
 from gdmix.coordinates.regularization import Regularization
 from gdmix.coordinates.uncertainty import (
     CurvatureKind,
@@ -32,7 +36,7 @@ from gdmix.engines.spark.exchange import Addressed, Pieces, addressed
 from gdmix.engines.spark.scores import Offsets
 from gdmix.engines.spark.tasks.fitting import FitTask, homewards
 from gdmix.engines.spark.tasks.kinds import FACTS, SUMS, TRAIN, VALIDATION
-from gdmix.glm.distributed import DistributedMap, fit_large_distributed
+from gdmix.glm.distributed import DistributedMap, fit_large_distributed, held_slice
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.model.base import CoordinateModel
 from gdmix.model.coefficient_files import read_slice, write_slice
@@ -45,44 +49,45 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Slices:
-    """The L2 weights of all coefficients, told so that a slice of them is quickly made.
+    """The penalty of all coefficients, told so that a slice of it is quickly had.
 
     Attributes
     ----------
     uniform
-        Of the intercept and of all slopes, where that is all there is.
-    weights
-        (d,) else.
+        L2 weights of the intercept and of all slopes, where that is all there is.
+    weights, means
+        Else the folders in which the weights, and a prior's means, lie as coefficients do.
     """
 
     uniform: tuple[float, float] | None
-    weights: F64 | None
-
-    @staticmethod
-    def of(regularization: Regularization) -> Slices:
-        """Return the weights of a penalty that has nothing else."""
-        uniform = regularization.uniform
-        return Slices(uniform, None if uniform is not None else regularization.weight)
+    weights: Path | None = None
+    means: Path | None = None
 
     def penalty(self, held: slice) -> QuadraticPenalty:
-        """Return the penalty of a slice of the coefficients."""
+        """Return the penalty of a slice of the coefficients, around their means."""
         if self.uniform is None:
             assert self.weights is not None
-            return QuadraticPenalty(self.weights[held])
+            return QuadraticPenalty(read_slice(self.weights, held))
         intercept, slopes = self.uniform
         weights = np.full(held.stop - held.start, slopes)
         if held.start == 0:
             weights[:1] = intercept
         return QuadraticPenalty(weights)
 
+    def mean(self, held: slice) -> F64 | None:
+        """Return the means of a slice of the coefficients; None: all are zero."""
+        return None if self.means is None else read_slice(self.means, held)
 
-def is_distributed(spec: Any, regularization: Regularization | None, has_prior: bool) -> bool:
+
+def is_distributed(
+    spec: Any, regularization: Regularization | None, prior: EarlierModel | None
+) -> bool:
     """Whether a coordinate can be fitted on shards: its penalty is an L2 weight per column."""
     return (
         isinstance(spec, FixedEffect)
         and regularization is not None
         and regularization.is_linear
-        and not has_prior
+        and (prior is None or prior.is_diagonal)
     )
 
 
@@ -94,34 +99,72 @@ class SparkFixedEffect(SparkCoordinate):
     ----------
     spec
         What to fit.
+    prior
+        An earlier model to stay near, without correlations.
     """
 
     spec: FixedEffect = field(kw_only=True)
+    prior: EarlierModel | None = field(kw_only=True)
+    _slices: Slices | None = None
+
+    def reweigh(self, group_weight: F64) -> None:
+        """Set the L2 weights of the groups of columns."""
+        super().reweigh(group_weight)
+        self._slices = None
 
     def _fitted(self, task: FitTask, offset: Offsets) -> Pieces:
         """Return scores and facts of a fit, at home."""
-        assert self.regularization is not None
         pieces = united(self.prepared, offset.at(self.layout))
-        slices, token = Slices.of(self.regularization), secrets.token_bytes()
-        shard = partial(fit_shard, task, self.spec, slices, token)
+        if self._slices is None:
+            self._slices = self._written()
+        shard = partial(fit_shard, task, self.spec, self._slices, secrets.token_bytes())
         # What follows is a shuffle: Spark does not run a barrier stage again if it is the last.
         done = pieces.barrier().mapPartitions(self.cluster.errors.guard(shard))
         return self.cluster.send(done, self.homes)
+
+    def _written(self) -> Slices:
+        """Write the penalty where a task reads its slice of it."""
+        assert self.regularization is not None
+        if self.prior is None and self.regularization.uniform is not None:
+            return Slices(self.regularization.uniform)
+        mean, penalty = self._around()
+        weights = self._in_slices("weights", penalty.weights)
+        means = None if mean is None else self._in_slices("means", mean)
+        slices = Slices(None, weights, means)
+        for folder in (weights, means):
+            if folder is not None:
+                weakref.finalize(slices, shutil.rmtree, folder, ignore_errors=True)
+        return slices
+
+    def _in_slices(self, name: str, values: F64) -> Path:
+        """Write a number of each coefficient, as the coefficients are written; return where."""
+        folder, size = self.work.new(f"{self.layout.name}.{name}"), self.layout.partitions
+        for rank in range(size):
+            held = held_slice(values.size, rank, size)
+            write_slice(values[held], held, folder, rank)
+        return folder
+
+    def _around(self) -> tuple[F64 | None, QuadraticPenalty]:
+        """Return the means of the coefficients, if not zero, and the penalty around them."""
+        assert self.regularization is not None
+        if self.prior is None:
+            return None, self.regularization.quadratic()
+        return self.prior.of_fixed(self.regularization.weight)
 
     def _penalty_of(self, model: StoredModel, facts: list[Any]) -> float:
         known = facts[0].get("joint_penalty")
         if known is not None:
             return float(known)
-        assert self.regularization is not None
         loaded = model.loaded
         assert isinstance(loaded, LinearModel)
-        return self.regularization.term(loaded.coefficients)
+        mean, penalty = self._around()
+        apart = loaded.coefficients.values if mean is None else loaded.coefficients.values - mean
+        return 0.5 * penalty.between(apart, apart)
 
     def curvature(
         self, model: CoordinateModel, offset: Offsets, kinds: Collection[CurvatureKind]
     ) -> tuple[Any, float]:
         """Return the model with what is asked for, not scaled; and its degrees of freedom."""
-        assert self.regularization is not None
         loaded = self.own(model).loaded
         assert isinstance(loaded, LinearModel)
         whole, d = needs_matrices(kinds), loaded.coefficients.values.size
@@ -131,7 +174,7 @@ class SparkFixedEffect(SparkCoordinate):
         pieces = united(self.prepared, offset.at(self.layout))
         found = self.cluster.map(pieces, partial(sum_hessian, task, whole))
         sums = self.cluster.added_up(found)["hessian"]
-        result, freedom = certain(loaded, sums, self.regularization.quadratic(), kinds)
+        result, freedom = certain(loaded, sums, self._around()[1], kinds)
         return result, freedom
 
     def with_dispersion(self, model: CoordinateModel, dispersion: float) -> Any:
@@ -166,28 +209,33 @@ def fit_shard(
     with barrier_group(context, token) as group:
         rows = coordinate.rows_of(offset)
         design = DistributedMap(rows.design, spec.intercept, 1, group)
+        penalty, mean = slices.penalty(design.held), slices.mean(design.held)
         start = None
         if task.model is not None:
             start = read_slice(task.model.folder, design.held)
-        penalty = slices.penalty(design.held)
+        fixed = rows.offset
+        if mean is not None:
+            fixed = fixed + design.scores(mean)
+            start = None if start is None else start - mean
         minimum = fit_large_distributed(
             design,
             rows.response,
             rows.weight,
-            rows.offset,
+            fixed,
             loss=rows.loss,
             penalty=penalty,
             tolerance=spec.tolerance,
             max_iterations=spec.max_iterations,
             start=start,
         )
-        theta = minimum.coefficients
+        apart = minimum.coefficients
+        theta = apart if mean is None else apart + mean
         scores = {
             role: DistributedMap(own, spec.intercept, 1, group).scores(theta)
             for role, own in zip((TRAIN, VALIDATION), coordinate.designs, strict=True)
             if own is not None
         }
-        joint_penalty = 0.5 * float(group.sum(np.array([penalty.between(theta, theta)]))[0])
+        joint_penalty = 0.5 * float(group.sum(np.array([penalty.between(apart, apart)]))[0])
     write_slice(theta, design.held, task.folder, rank)
     yield from homewards(prepared.sizes, scores, rank)
     report = FitReport(1, {minimum.status: 1}, minimum.iterations, minimum.gradient_norm)

@@ -22,11 +22,13 @@ from gdmix.config import (
     RandomEffect,
 )
 from gdmix.coordinates.base import FitReport
+from gdmix.coordinates.prior import EarlierModel
 from gdmix.coordinates.recentring import ManyModels, recentre_many
 from gdmix.coordinates.regularization import Regularization, regularization
 from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
 from gdmix.data.external_scores import score_columns
 from gdmix.data.feature_summary import FeatureSummary
+from gdmix.engines.binding import prior_of
 from gdmix.engines.spark.avro_files import write_random_effects, write_score_folders
 from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
@@ -174,9 +176,12 @@ class SparkWorkspace:
         return Layout(name, 1, None, None, bags, keys)
 
     def _is_distributed(self, name: str) -> bool:
-        config = self._config
-        has_prior = config.prior is not None and name in self._rows.earlier
-        return is_distributed(config.coordinates[name], self._penalties.get(name), has_prior)
+        return is_distributed(
+            self._config.coordinates[name], self._penalties.get(name), self._prior(name)
+        )
+
+    def _prior(self, name: str) -> EarlierModel | None:
+        return prior_of(self._config, name, self._rows.earlier.get(name))
 
     def _bind(self, name: str, spec: CoordinateSpec, earlier: CoordinateModel | None) -> None:
         cluster, rows = self._cluster, self._rows
@@ -187,7 +192,10 @@ class SparkWorkspace:
         indices = {} if isinstance(spec, RandomEffect | FixedEffect) else rows.indices
         penalty = self._penalties.get(name)
         folder = self._folder / "start"
-        task = partial(prepare, layout, self._config, indices, penalty, folder, rows.homes)
+        config = self._config
+        if self._is_distributed(name):  # its tasks are told of a prior fit by fit
+            config = config.model_copy(update={"prior": None})
+        task = partial(prepare, layout, config, indices, penalty, folder, rows.homes)
         done = cluster.kept(cluster.map(united(*parts), task))
         staying = None
         if layout.giants is not None:
@@ -198,7 +206,7 @@ class SparkWorkspace:
         make: Any = SparkCoordinate
         if self._is_distributed(name):
             assert isinstance(spec, FixedEffect)
-            make = partial(SparkFixedEffect, spec=spec)
+            make = partial(SparkFixedEffect, spec=spec, prior=self._prior(name))
         elif isinstance(spec, DeepFixedEffect):
             make = SparkDeepEffect
         coordinate: SparkCoordinate = make(
