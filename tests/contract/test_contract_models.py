@@ -167,7 +167,8 @@ def test_penalties_and_normalization(both: Any) -> None:
     )
 
 
-def test_l1_and_bounds(both: Any) -> None:
+def test_l1_and_bounds(both: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gdmix")
     found = both(
         config_of(
             FixedEffect("sparse", features=["row", "more"], l1=4.0, l2=1.0),
@@ -185,6 +186,24 @@ def test_l1_and_bounds(both: Any) -> None:
     values = found.model.coordinate("bounded").coefficients.values
     assert values[1] == pytest.approx(0.1)
     assert values[2] == 0.0
+    assert "one task" not in caplog.text
+
+
+def test_l1_where_columns_are_more_than_a_shard_meets(both: Any) -> None:
+    hashed = {"columns": ["x", "kind", "tags", "item", "user"], "hash_buckets": 5000}
+    wide = FixedEffect(
+        "wide",
+        features=["hashed"],
+        l1=0.3,
+        l2=0.5,
+        normalization="scale_by_max",
+        tolerance=1e-11,  # the two ways to the optimum differ in more than the order of sums
+    )
+    settings = {"columns": ROLES, "passes": 2, "features": {**FEATURES, "hashed": hashed}}
+    found = both(config_of(wide, PER_USER, **settings))
+    values = found.model.coordinate("wide").coefficients.values
+    assert values.size == 5001
+    assert 5 < np.count_nonzero(values) < 30
 
 
 def test_best_model_early_stopping_and_derived_entities(both: Any) -> None:

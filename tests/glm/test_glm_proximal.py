@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,20 +27,23 @@ from glm_oracle import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thread_group import ThreadGroup, run_in_group
 
-from gdmix.glm import proximal
+from gdmix.glm import distributed, large, quadratic_model
+from gdmix.glm.distributed import DistributedMap, fit_large_distributed, held_slice
 from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC, POISSON, SQUARED
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Minimum
 from gdmix.glm.penalty import QuadraticPenalty
-from gdmix.glm.proximal import best_length, fit_large_proximal
+from gdmix.glm.proximal import fit_large_proximal
 from gdmix.glm.proximal_newton import (
     COEFFICIENT_BUFFERS,
     ROW_BUFFERS,
     UNBOUNDED,
     solve_proximal,
 )
+from gdmix.glm.quadratic_model import best_length
 from gdmix.glm.status import FitStatus
 
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -115,12 +118,60 @@ def solve_large(
 
 def solve_by_columns(*arguments: Any, **options: Any) -> Minimum:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proximal, "MAX_DIRECT_COEFFICIENTS", 0)
-        patch.setattr(proximal, "MAX_DENSE_COEFFICIENTS", 0)
+        patch.setattr(large, "MAX_DIRECT_COEFFICIENTS", 0)
+        patch.setattr(quadratic_model, "MAX_DENSE_COEFFICIENTS", 0)
         return solve_large(*arguments, **options)
 
 
-SOLVERS = {"small": solve_small, "large": solve_large, "by columns": solve_by_columns}
+def solve_in_group(
+    p: Problem, loss: int, terms: Terms, *, intercept: bool = True, start: F64 | None = None,
+    design: CsrMatrix | None = None, threads: int = 1, size: int = 3, **options: Any,
+) -> Minimum:  # fmt: skip
+    """Rows and coefficients are divided among ranks, to which all else must be alike."""
+    assert terms.matrix is None
+    x = csr(p.features) if design is None else design
+    n = x.n_rows
+
+    def work(group: ThreadGroup) -> Minimum:
+        own = np.arange(n * group.rank**2 // size**2, n * (group.rank + 1) ** 2 // size**2)
+        shard = DistributedMap(x.take(own), intercept, threads, group)
+        held = shard.held
+        return fit_large_distributed(
+            shard,
+            p.response[own],
+            p.weight[own],
+            p.offset[own],
+            loss=loss,
+            penalty=QuadraticPenalty(terms.penalty[held]),
+            l1=terms.l1[held],
+            lower=terms.lower[held],
+            upper=terms.upper[held],
+            start=None if start is None else start[held],
+            **{"max_iterations": 200, **options},
+        )
+
+    fits = run_in_group(size, work)
+    facts = {(f.status, f.iterations, f.passes, f.gradient_norm, f.value) for f in fits}
+    assert len(facts) == 1 or np.isnan(fits[0].value), facts
+    return replace(fits[0], coefficients=np.concatenate([f.coefficients for f in fits]))
+
+
+def solve_by_gradients(*arguments: Any, **options: Any) -> Minimum:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large, "MAX_DIRECT_COEFFICIENTS", 0)
+        patch.setattr(quadratic_model, "MAX_DENSE_COEFFICIENTS", 0)
+        patch.setattr(distributed, "MAX_FALLBACK_COEFFICIENTS", 0)
+        return solve_in_group(*arguments, **options)
+
+
+IN_GROUPS = solve_in_group, solve_by_gradients
+SOLVERS = {
+    "small": solve_small,
+    "large": solve_large,
+    "by columns": solve_by_columns,
+    "in a group": solve_in_group,
+    "by gradients": solve_by_gradients,
+}
 each_solver = pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS.keys())
 
 
@@ -288,10 +339,11 @@ def test_scipys_optimum_of_the_split_problem(
     p = problem(rng, loss, 80, 10)
     d = 11
     terms = Terms.of(d, 2.0, 0.2, *((-0.1, 0.3) if bounded else ()))
-    terms.matrix = 0.1 * np.ones((d, d))
     terms.l1[0] = terms.penalty[0] = 0.5
-    if not intercept:
-        terms.matrix[0, :] = terms.matrix[:, 0] = 0.0
+    if solve not in IN_GROUPS:  # where a penalty has no matrix
+        terms.matrix = 0.1 * np.ones((d, d))
+        if not intercept:
+            terms.matrix[0, :] = terms.matrix[:, 0] = 0.0
 
     def split(parts: F64) -> tuple[float, F64]:
         theta = parts[:d] - parts[d:]
@@ -497,13 +549,25 @@ def test_best_length_is_the_minimum_along_a_step(seed: int) -> None:
     def model(t: float) -> float:
         return float(t * (slope @ step) + 0.5 * bend * t * t + l1 @ np.abs(x + t * step))
 
-    t, place = best_length(x, step, slope, bend, l1, lower, upper)
+    terms = quadratic_model.Terms(QuadraticPenalty(np.zeros(d)), l1, lower, upper)
+    t, place = best_length(x, step, slope, bend, terms)
     assert t >= 0.0 and (x + t * step <= upper + 1e-9).all()
     room = np.min((np.where(step > 0, upper, lower) - x) / step)
     for other in (0.0, 0.9 * t, 0.999 * t, min(1.001 * t + 1e-6, room), min(1.1 * t + 0.1, room)):
         assert model(t) <= model(other) + 1e-9 * (1 + abs(model(other)))
     if place >= 0:
         assert x[place] + t * step[place] == pytest.approx(0.0, abs=1e-12)
+
+    def of_rank(group: ThreadGroup) -> tuple[float, int]:
+        own = held_slice(d, group.rank, group.size)
+        penalty = QuadraticPenalty(np.zeros(own.stop - own.start))
+        terms = quadratic_model.Terms(penalty, l1[own], lower[own], upper[own], group)
+        t, place = best_length(x[own], step[own], slope[own], bend, terms)
+        return t, place if place < 0 else place + own.start
+
+    found = run_in_group(3, of_rank)
+    assert [length for length, _ in found] == pytest.approx([t] * 3, rel=1e-12)
+    assert max(chosen for _, chosen in found) == place
 
 
 @each_loss

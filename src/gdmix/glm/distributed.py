@@ -10,6 +10,7 @@ its rows meet them all; and all is done as in one process but for the order of s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from gdmix.glm.large import MAX_FALLBACK_COEFFICIENTS, SparseMap
 from gdmix.glm.matrix import CsrMatrix
 from gdmix.glm.newton import Labels, Minimum, minimize
 from gdmix.glm.penalty import QuadraticPenalty
+from gdmix.glm.proximal import finite_bounds, minimize_proximal
+from gdmix.glm.quadratic_model import Terms, model_of
 
 F64 = NDArray[np.float64]
 U32 = NDArray[np.uint32]
@@ -70,11 +73,16 @@ def fit_large_distributed(
     *,
     loss: int,
     penalty: QuadraticPenalty,
+    l1: F64 | None = None,
+    lower: F64 | None = None,
+    upper: F64 | None = None,
     tolerance: float = 1e-8,
     max_iterations: int = 100,
     start: F64 | None = None,
 ) -> Minimum:
     """Do as `large.fit_large`, with the rows and the coefficients of one rank.
+
+    With L1 weights or bounds, on all ranks or none, it does as `proximal.fit_large_proximal`.
 
     Parameters
     ----------
@@ -82,6 +90,8 @@ def fit_large_distributed(
         Of the design's rows.
     penalty
         Of the coefficients that this rank holds; it has no matrix.
+    l1, lower, upper
+        L1 weights and bounds of the coefficients that this rank holds, if there are any.
     start
         Start coefficients, those that this rank holds.
 
@@ -92,18 +102,29 @@ def fit_large_distributed(
     """
     if penalty.matrix is not None:
         raise ValueError("a penalty with a matrix is not distributed")
+    labels = Labels(response, weight, offset, loss, design.threads, design.group)
+    options: dict[str, Any] = {
+        "intercept": design.intercept,
+        "tolerance": tolerance,
+        "max_iterations": max_iterations,
+    }
+    is_first = design.group.rank == 0
+    if l1 is not None or lower is not None or upper is not None:
+        bounds = finite_bounds(
+            np.empty(0) if lower is None else lower,
+            np.empty(0) if upper is None else upper,
+            design.size,
+            is_first and not design.intercept,
+        )
+        l1 = np.zeros(design.size) if l1 is None else l1
+        terms = Terms(penalty, l1, *bounds, design.group)
+        return minimize_proximal(
+            design, labels, terms, model_of(design, None), start=start, **options
+        )
     theta = np.zeros(design.size) if start is None else start.copy()
-    if design.group.rank == 0:
+    if is_first:
         theta[0] *= design.intercept
-    return minimize(
-        design,
-        Labels(response, weight, offset, loss, design.threads, design.group),
-        penalty,
-        intercept=design.intercept,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        start=theta,
-    )
+    return minimize(design, labels, penalty, start=theta, **options)
 
 
 class _Ranks:

@@ -223,14 +223,15 @@ class SparseMap:
         self._met = design.n_columns + 1
         self._owners = owners or NoOwners(self._met)
         self._group = self._owners.group
-        self.size, self._total = self._owners.size, self._owners.total
+        self.size, self.total = self._owners.size, self._owners.total
+        self.is_dense = design.is_dense
         self.passes = 0.0
         self._buffers = np.empty((len(self._slices), self._met))
         self._pairs = np.empty((len(self._slices), self._met, 2))
         self._known_d2: F64 | None = None
         nnz, n_rows = self._group.sum(np.array([design.nnz, design.n_rows], np.float64))
         self._direct = bool(
-            self._total <= MAX_DIRECT_COEFFICIENTS and nnz <= MAX_DIRECT_NNZ_PER_ROW * n_rows
+            self.total <= MAX_DIRECT_COEFFICIENTS and nnz <= MAX_DIRECT_NNZ_PER_ROW * n_rows
         )
 
     def scores(self, theta: F64) -> F64:
@@ -254,14 +255,32 @@ class SparseMap:
         """Solve ``(X' diag(d2) X + penalty) step = -gradient``; also return ``X step``."""
         if not self._direct:
             step, move, solved = self._conjugate_gradient_step(d2, gradient, penalty, target)
-            if solved or self._total > MAX_FALLBACK_COEFFICIENTS:
+            if solved or self.total > MAX_FALLBACK_COEFFICIENTS:
                 return step, move
             self._direct = True
         hessian = self.hessian(d2)
-        weights, right = self._owners.gather(penalty.weights), self._owners.gather(-gradient)
-        whole = QuadraticPenalty(weights, penalty.matrix)
-        step = self._owners.deal(lambda: _factorised(hessian, whole).solve(right))
+
+        def solve(right: F64, weights: F64) -> F64:
+            return _factorised(hessian, QuadraticPenalty(weights, penalty.matrix)).solve(right)
+
+        step = self.on_first(solve, -gradient, penalty.weights)
         return step, self.scores(step)
+
+    def on_first(self, make: Callable[..., F64], *vectors: F64) -> F64:
+        """Return what the first rank makes of vectors, (d,), of few columns.
+
+        Parameters
+        ----------
+        make
+            Takes and returns whole vectors.
+        """
+        whole = [self._owners.gather(vector) for vector in vectors]
+        return self._owners.deal(lambda: make(*whole))
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether its Hessian is best had as a matrix."""
+        return self._direct
 
     def preconditioner(self, d2: F64, penalty: QuadraticPenalty) -> DenseFactor | DiagonalFactor:
         """Factorise ``X' diag(d2) X + penalty``, or its diagonal."""
@@ -317,7 +336,7 @@ class SparseMap:
             length = by
 
         inverse = self._jacobi(d2, penalty).solve
-        limit = min(2 * self._total + 10, 1000)
+        limit = min(2 * self.total + 10, 1000)
         step, solved = conjugate_gradients(
             product, inverse, gradient, target, limit, advance, self._group
         )

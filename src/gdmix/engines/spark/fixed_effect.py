@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from gdmix.engines.spark.scores import Offsets
 from gdmix.engines.spark.tasks.fitting import FitTask, homewards
 from gdmix.engines.spark.tasks.kinds import FACTS, SUMS, TRAIN, VALIDATION
 from gdmix.glm.distributed import DistributedMap, fit_large_distributed, held_slice
+from gdmix.glm.group import total
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.model.base import CoordinateModel
 from gdmix.model.coefficient_files import read_slice, write_slice
@@ -55,38 +56,38 @@ class Slices:
     ----------
     uniform
         L2 weights of the intercept and of all slopes, where that is all there is.
-    weights, means
-        Else the folders in which the weights, and a prior's means, lie as coefficients do.
+    folders
+        Else where the ``weights`` lie, as coefficients do; and, if there are any, a prior's
+        ``means``, and what else `fit_large_distributed` takes: ``l1``, ``lower``, ``upper``.
     """
 
     uniform: tuple[float, float] | None
-    weights: Path | None = None
-    means: Path | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def penalty(self, held: slice) -> QuadraticPenalty:
         """Return the penalty of a slice of the coefficients, around their means."""
         if self.uniform is None:
-            assert self.weights is not None
-            return QuadraticPenalty(read_slice(self.weights, held))
+            return QuadraticPenalty(read_slice(self.folders["weights"], held))
         intercept, slopes = self.uniform
         weights = np.full(held.stop - held.start, slopes)
         if held.start == 0:
             weights[:1] = intercept
         return QuadraticPenalty(weights)
 
-    def mean(self, held: slice) -> F64 | None:
-        """Return the means of a slice of the coefficients; None: all are zero."""
-        return None if self.means is None else read_slice(self.means, held)
+    def read(self, held: slice) -> dict[str, F64]:
+        """Return a slice of all there is besides the weights."""
+        names = self.folders.keys() - {"weights"}
+        return {name: read_slice(self.folders[name], held) for name in names}
 
 
 def is_distributed(
     spec: Any, regularization: Regularization | None, prior: EarlierModel | None
 ) -> bool:
-    """Whether a coordinate can be fitted on shards: its penalty is an L2 weight per column."""
+    """Whether a coordinate can be fitted on shards: its penalty couples no coefficients."""
     return (
         isinstance(spec, FixedEffect)
         and regularization is not None
-        and regularization.is_linear
+        and not regularization.means.size
         and (prior is None or prior.is_diagonal)
     )
 
@@ -128,12 +129,12 @@ class SparkFixedEffect(SparkCoordinate):
         if self.prior is None and self.regularization.uniform is not None:
             return Slices(self.regularization.uniform)
         mean, penalty = self._around()
-        weights = self._in_slices("weights", penalty.weights)
-        means = None if mean is None else self._in_slices("means", mean)
-        slices = Slices(None, weights, means)
-        for folder in (weights, means):
-            if folder is not None:
-                weakref.finalize(slices, shutil.rmtree, folder, ignore_errors=True)
+        vectors = {"weights": penalty.weights, **(self.regularization.proximal or {})}
+        if mean is not None:
+            vectors["means"] = mean
+        slices = Slices(None, {name: self._in_slices(name, own) for name, own in vectors.items()})
+        for folder in slices.folders.values():
+            weakref.finalize(slices, shutil.rmtree, folder, ignore_errors=True)
         return slices
 
     def _in_slices(self, name: str, values: F64) -> Path:
@@ -156,9 +157,11 @@ class SparkFixedEffect(SparkCoordinate):
         if known is not None:
             return float(known)
         loaded = model.loaded
-        assert isinstance(loaded, LinearModel)
+        assert isinstance(loaded, LinearModel) and self.regularization is not None
         mean, penalty = self._around()
-        apart = loaded.coefficients.values if mean is None else loaded.coefficients.values - mean
+        if mean is None:
+            return self.regularization.term(loaded.coefficients)
+        apart = loaded.coefficients.values - mean
         return 0.5 * penalty.between(apart, apart)
 
     def curvature(
@@ -209,7 +212,8 @@ def fit_shard(
     with barrier_group(context, token) as group:
         rows = coordinate.rows_of(offset)
         design = DistributedMap(rows.design, spec.intercept, 1, group)
-        penalty, mean = slices.penalty(design.held), slices.mean(design.held)
+        penalty, terms = slices.penalty(design.held), slices.read(design.held)
+        mean = terms.pop("means", None)
         start = None
         if task.model is not None:
             start = read_slice(task.model.folder, design.held)
@@ -224,6 +228,7 @@ def fit_shard(
             fixed,
             loss=rows.loss,
             penalty=penalty,
+            **terms,
             tolerance=spec.tolerance,
             max_iterations=spec.max_iterations,
             start=start,
@@ -235,7 +240,9 @@ def fit_shard(
             for role, own in zip((TRAIN, VALIDATION), coordinate.designs, strict=True)
             if own is not None
         }
-        joint_penalty = 0.5 * float(group.sum(np.array([penalty.between(apart, apart)]))[0])
+        joint_penalty = 0.5 * total(group, penalty.between(apart, apart))
+        if "l1" in terms:
+            joint_penalty += total(group, float(terms["l1"] @ np.abs(theta)))
     write_slice(theta, design.held, task.folder, rank)
     yield from homewards(prepared.sizes, scores, rank)
     report = FitReport(1, {minimum.status: 1}, minimum.iterations, minimum.gradient_norm)
