@@ -24,7 +24,12 @@ from glm_oracle import (
 from thread_group import ThreadGroup, run_in_group
 
 from gdmix.glm import distributed, large
-from gdmix.glm.distributed import DistributedMap, fit_large_distributed, held_slice
+from gdmix.glm.distributed import (
+    DistributedMap,
+    DividedPenalty,
+    fit_large_distributed,
+    held_slice,
+)
 from gdmix.glm.group import ALONE
 from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC, POISSON, SQUARED
@@ -372,15 +377,50 @@ def test_one_rank_is_one_process() -> None:
 
 
 def test_what_cannot_be_distributed() -> None:
-    design = DistributedMap(csr(np.ones((2, 1))), True, 1, ALONE)
-    labels = np.ones(2), np.ones(2), np.zeros(2)
-    with pytest.raises(ValueError, match="matrix is not distributed"):
-        fit_large_distributed(
-            design, *labels, loss=SQUARED, penalty=QuadraticPenalty(np.ones(2), np.eye(2))
-        )
+    def with_matrix(group: ThreadGroup) -> None:
+        design = DistributedMap(csr(np.ones((2, 1))), True, 1, group)
+        labels = np.ones(2), np.ones(2), np.zeros(2)
+        penalty = QuadraticPenalty(np.ones(1), np.ones((1, 1)))
+        fit_large_distributed(design, *labels, loss=SQUARED, penalty=penalty)
+
+    with pytest.raises(ValueError, match="has to be a DividedPenalty"):
+        run_in_group(2, with_matrix)
 
     def work(group: ThreadGroup) -> None:
         DistributedMap(csr(np.ones((2, 1 + group.rank))), True, 1, group)
 
     with pytest.raises(ValueError, match="different numbers of columns"):
         run_in_group(2, work)
+
+
+@each_loss
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.usefixtures("method")
+def test_a_penalty_that_couples_coefficients(loss: int, rank: int) -> None:
+    """An intercept that is penalised at the means of features, and a prior's Hessian."""
+    rng = np.random.default_rng(12)
+    rows = rows_of(problem(rng, loss, 700, 12))
+    root = rng.normal(size=(13, rank))
+    whole = QuadraticPenalty(penalties(13, 0.5, 0.0), root @ root.T)
+    options: dict[str, Any] = {"loss": loss, "tolerance": 1e-11}
+    labels = rows.response, rows.weight, rows.offset
+    alone = fit_large(rows.design, *labels, penalty=whole, **options)
+    assert whole.matrix is not None
+    matrix, theta = whole.matrix, np.arange(13.0)
+
+    def work(group: ThreadGroup) -> Minimum:
+        own = rows.shard(group.rank, group.size)
+        design = DistributedMap(own.design, True, 1, group)
+        held = design.held
+        penalty = DividedPenalty(whole.weights[held], matrix[held], held=held, group=group)
+        np.testing.assert_allclose(penalty.diagonal, whole.diagonal[held])
+        np.testing.assert_allclose(penalty.product(theta[held]), whole.product(theta)[held])
+        np.testing.assert_array_equal(penalty.whole_matrix(), matrix)
+        labels = own.response, own.weight, own.offset
+        return fit_large_distributed(design, *labels, penalty=penalty, **options)
+
+    fits = run_in_group(3, work)
+    assert {f.status for f in fits} == {alone.status} == {FitStatus.CONVERGED}
+    assert fits[0].value == pytest.approx(alone.value, rel=1e-10)
+    found = np.concatenate([f.coefficients for f in fits])
+    np.testing.assert_allclose(found, alone.coefficients, atol=1e-8)

@@ -30,7 +30,12 @@ from hypothesis import strategies as st
 from thread_group import ThreadGroup, run_in_group
 
 from gdmix.glm import distributed, large, quadratic_model
-from gdmix.glm.distributed import DistributedMap, fit_large_distributed, held_slice
+from gdmix.glm.distributed import (
+    DistributedMap,
+    DividedPenalty,
+    fit_large_distributed,
+    held_slice,
+)
 from gdmix.glm.large import fit_large
 from gdmix.glm.losses import LOGISTIC, POISSON, SQUARED
 from gdmix.glm.matrix import CsrMatrix
@@ -128,7 +133,6 @@ def solve_in_group(
     design: CsrMatrix | None = None, threads: int = 1, size: int = 3, **options: Any,
 ) -> Minimum:  # fmt: skip
     """Rows and coefficients are divided among ranks, to which all else must be alike."""
-    assert terms.matrix is None
     x = csr(p.features) if design is None else design
     n = x.n_rows
 
@@ -142,7 +146,12 @@ def solve_in_group(
             p.weight[own],
             p.offset[own],
             loss=loss,
-            penalty=QuadraticPenalty(terms.penalty[held]),
+            penalty=DividedPenalty(
+                terms.penalty[held],
+                None if terms.matrix is None else terms.matrix[held],
+                held=held,
+                group=group,
+            ),
             l1=terms.l1[held],
             lower=terms.lower[held],
             upper=terms.upper[held],
@@ -164,7 +173,6 @@ def solve_by_gradients(*arguments: Any, **options: Any) -> Minimum:
         return solve_in_group(*arguments, **options)
 
 
-IN_GROUPS = solve_in_group, solve_by_gradients
 SOLVERS = {
     "small": solve_small,
     "large": solve_large,
@@ -339,11 +347,10 @@ def test_scipys_optimum_of_the_split_problem(
     p = problem(rng, loss, 80, 10)
     d = 11
     terms = Terms.of(d, 2.0, 0.2, *((-0.1, 0.3) if bounded else ()))
+    terms.matrix = 0.1 * np.ones((d, d))
     terms.l1[0] = terms.penalty[0] = 0.5
-    if solve not in IN_GROUPS:  # where a penalty has no matrix
-        terms.matrix = 0.1 * np.ones((d, d))
-        if not intercept:
-            terms.matrix[0, :] = terms.matrix[:, 0] = 0.0
+    if not intercept:
+        terms.matrix[0, :] = terms.matrix[:, 0] = 0.0
 
     def split(parts: F64) -> tuple[float, F64]:
         theta = parts[:d] - parts[d:]

@@ -50,8 +50,8 @@ class FittedRows:
     loss: int
 
 
-class FixedEffectCoordinate:
-    """A fixed effect bound to its rows.
+class FixedEffectRows:
+    """What does not take the penalty of a fixed effect: all that a shard of its rows has to know.
 
     Parameters
     ----------
@@ -63,12 +63,8 @@ class FixedEffectCoordinate:
         A loss of `gdmix.glm.losses`.
     threads
         Number of threads.
-    regularization
-        Its penalty.
     seed
         Of the sample of rows of response 0.
-    prior
-        An earlier model to start from and to stay near.
     """
 
     def __init__(
@@ -78,9 +74,7 @@ class FixedEffectCoordinate:
         validation: Dataset | None,
         loss: int,
         threads: int,
-        regularization: Regularization,
         seed: int = 0,
-        prior: EarlierModel | None = None,
     ) -> None:
         self._spec, self._loss, self._threads = spec, loss, threads
         self._design = train.design(spec.features)
@@ -97,8 +91,75 @@ class FixedEffectCoordinate:
                 train.weight[self._sample] * stands[self._sample],
             )
         self._validation = None if validation is None else validation.design(spec.features)
+
+    @property
+    def designs(self) -> tuple[CsrMatrix, CsrMatrix | None]:
+        """The designs of all training rows and of the validation rows."""
+        return self._design, self._validation
+
+    def rows_of(self, offset: F64) -> FittedRows:
+        """Return what it is fitted to, given the score that all else adds to the training rows."""
+        return FittedRows(*self._rows, self._own_offset(offset), self._loss)
+
+    def _own_offset(self, offset: F64) -> F64:
+        """Return the offset of the rows it is trained on."""
+        return offset if self._sample is None else offset[self._sample]
+
+    def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
+        """Take an earlier model as it is."""
+        return model, None
+
+    def score(self, model: LinearModel) -> Scores:
+        """Score training and validation rows."""
+        coefficients = model.coefficients
+        assert isinstance(coefficients, FixedCoefficients)
+        validation = None
+        if self._validation is not None:
+            validation = coefficients.score(self._validation, self._threads)
+        return Scores(coefficients.score(self._design, self._threads), validation)
+
+    def linear_map(self) -> SparseMap:
+        """Return the design of the training rows."""
+        return SparseMap(self._design, self._spec.intercept, self._threads)
+
+    def hessian_sums(self, model: LinearModel, offset: F64, whole: bool) -> F64:
+        """Return the lower triangle of ``X' diag(d2) X``, (d, d), or its diagonal, (d,)."""
+        design, response, weight = self._rows
+        own = SparseMap(design, self._spec.intercept, self._threads)
+        z = self._own_offset(offset)
+        z = z + score_fixed(design, model.coefficients.values, self._threads)
+        d1, d2 = memory.empty(z.size), memory.empty(z.size)
+        Labels(response, weight, z, self._loss, self._threads).evaluate(z, d1, d2)
+        return own.hessian(d2) if whole else own.hessian_diagonal(d2)
+
+
+class FixedEffectCoordinate(FixedEffectRows):
+    """A fixed effect bound to its rows.
+
+    Parameters
+    ----------
+    spec, train, validation, loss, threads, seed
+        As of `FixedEffectRows`.
+    regularization
+        Its penalty.
+    prior
+        An earlier model to start from and to stay near.
+    """
+
+    def __init__(
+        self,
+        spec: FixedEffect,
+        train: Dataset,
+        validation: Dataset | None,
+        loss: int,
+        threads: int,
+        regularization: Regularization,
+        seed: int = 0,
+        prior: EarlierModel | None = None,
+    ) -> None:
+        super().__init__(spec, train, validation, loss, threads, seed)
         self._prior = prior
-        self._check_room(kinds_of(spec))
+        check_room(spec, 1 + self._design.n_columns, kinds_of(spec))
         self.regularization = regularization
 
     @property
@@ -131,9 +192,10 @@ class FixedEffectCoordinate:
         """Fit to the training rows."""
         spec = self._spec
         start = None if warm_start is None else warm_start.coefficients.values
+        own = self._own_offset(offset)
         if self._mean is not None:
             start = None if start is None else start - self._mean
-        rows = *self._rows, self._own_offset(offset)
+            own = own + score_fixed(self._rows[0], self._mean, self._threads)
         options: dict[str, Any] = {
             "loss": self._loss,
             "penalty": self._penalty,
@@ -145,42 +207,10 @@ class FixedEffectCoordinate:
         }
         proximal = self.regularization.proximal
         solve: Callable[..., Minimum] = fit_large if proximal is None else fit_large_proximal
-        fit = solve(*rows, **options, **(proximal or {}))
+        fit = solve(*self._rows, own, **options, **(proximal or {}))
         values = fit.coefficients if self._mean is None else fit.coefficients + self._mean
         model = LinearModel(spec.features, spec.intercept, FixedCoefficients(values))
         return model, FitReport(1, {fit.status: 1}, fit.iterations, fit.gradient_norm)
-
-    @property
-    def designs(self) -> tuple[CsrMatrix, CsrMatrix | None]:
-        """The designs of all training rows and of the validation rows."""
-        return self._design, self._validation
-
-    def rows_of(self, offset: F64) -> FittedRows:
-        """Return what it is fitted to, given the score that all else adds to the training rows."""
-        return FittedRows(*self._rows, self._own_offset(offset), self._loss)
-
-    def _own_offset(self, offset: F64) -> F64:
-        """Return the offset of the rows it is trained on, a prior's mean scored."""
-        if self._sample is not None:
-            offset = offset[self._sample]
-        return offset if self._mean is None else offset + score_fixed(self._rows[0], self._mean)
-
-    def start(self, model: LinearModel) -> tuple[LinearModel, LinearModel | None]:
-        """Take an earlier model as it is."""
-        return model, None
-
-    def score(self, model: LinearModel) -> Scores:
-        """Score training and validation rows."""
-        coefficients = model.coefficients
-        assert isinstance(coefficients, FixedCoefficients)
-        validation = None
-        if self._validation is not None:
-            validation = coefficients.score(self._validation, self._threads)
-        return Scores(coefficients.score(self._design, self._threads), validation)
-
-    def linear_map(self) -> SparseMap:
-        """Return the design of the training rows."""
-        return SparseMap(self._design, self._spec.intercept, self._threads)
 
     def penalty_vector(self) -> F64:
         """Return the L2 weight of each coefficient, (d,)."""
@@ -203,27 +233,21 @@ class FixedEffectCoordinate:
         ConfigError
             If it would take a matrix that is too large.
         """
-        self._check_room(kinds)
+        check_room(self._spec, 1 + self._design.n_columns, kinds)
         sums = self.hessian_sums(model, offset, needs_matrices(kinds))
         return certain(model, sums, self._penalty, kinds)
 
-    def hessian_sums(self, model: LinearModel, offset: F64, whole: bool) -> F64:
-        """Return the lower triangle of ``X' diag(d2) X``, (d, d), or its diagonal, (d,)."""
-        design, response, weight = self._rows
-        own = SparseMap(design, self._spec.intercept, self._threads)
-        z = self._own_offset(offset) + score_fixed(design, self._centred(model), self._threads)
-        d1, d2 = memory.empty(z.size), memory.empty(z.size)
-        Labels(response, weight, z, self._loss, self._threads).evaluate(z, d1, d2)
-        return own.hessian(d2) if whole else own.hessian_diagonal(d2)
 
-    def _check_room(self, kinds: Collection[CurvatureKind]) -> None:
-        d = 1 + self._design.n_columns
-        if needs_matrices(kinds):
-            check_room_for_matrices(self._spec.name, d, d * d, kinds)
+def check_room(spec: FixedEffect, d: int, kinds: Collection[CurvatureKind]) -> None:
+    """Refuse matrices of d coefficients that are too large.
 
-    def _centred(self, model: LinearModel) -> F64:
-        values = model.coefficients.values
-        return values if self._mean is None else values - self._mean
+    Raises
+    ------
+    ConfigError
+        It says how much memory they would take.
+    """
+    if needs_matrices(kinds):
+        check_room_for_matrices(spec.name, d, d * d, kinds)
 
 
 def certain(

@@ -36,14 +36,6 @@ class EarlierModel:
     model: LinearModel
     settings: Prior
 
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether coefficients are independent, as far as this says."""
-        coefficients = self.model.coefficients
-        if isinstance(coefficients, FixedCoefficients):
-            return coefficients.hessian is None
-        return coefficients.hessians is None
-
     def of_fixed(self, l2: F64) -> tuple[F64, QuadraticPenalty]:
         """Return means, (d,), and the penalty around them.
 
@@ -135,10 +127,14 @@ def check_prior(name: str, model: LinearModel, settings: Prior) -> EarlierModel:
         If it does not say how certain it is.
     """
     coefficients = model.coefficients
-    earlier = EarlierModel(model, settings)
-    if earlier.is_diagonal and coefficients.variances is None:
+    has_hessian = (
+        coefficients.hessian
+        if isinstance(coefficients, FixedCoefficients)
+        else coefficients.hessians
+    )
+    if has_hessian is None and coefficients.variances is None:
         raise ModelError(
             f"{settings.model}: coordinate '{name}' has no variances, which a prior needs; "
             "train it with `variance: simple` or `save_hessian: true`"
         )
-    return earlier
+    return EarlierModel(model, settings)

@@ -20,7 +20,7 @@ from gdmix.coordinates.base import Coordinate
 from gdmix.coordinates.custom_effect import CustomEffectCoordinate
 from gdmix.coordinates.estimators import estimators
 from gdmix.coordinates.factorization import FactorizationCoordinate
-from gdmix.coordinates.fixed_effect import FixedEffectCoordinate
+from gdmix.coordinates.fixed_effect import FixedEffectCoordinate, FixedEffectRows
 from gdmix.coordinates.joint import LinearCoordinate
 from gdmix.coordinates.prior import EarlierModel, check_prior
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
@@ -113,6 +113,13 @@ class BoundRows:
                     None if self.fits is None else self.fits / f"{name}.pt",
                 )
         raise TypeError(f"coordinate '{name}' of type {spec.type} is not fitted")
+
+    def shard(self, name: str) -> FixedEffectRows:
+        """Return a fixed effect's rows, of which these are some."""
+        config, spec = self.config, self.config.coordinates[name]
+        assert isinstance(spec, FixedEffect)
+        loss = LOSSES[config.task]
+        return FixedEffectRows(spec, self.train, self.validation, loss, self.threads, config.seed)
 
 
 def prior_of(

@@ -10,6 +10,7 @@ its rows meet them all; and all is done as in one process but for the order of s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,51 @@ U64 = NDArray[np.uint64]
 def held_slice(d: int, rank: int, size: int) -> slice:
     """Return which of d coefficients a rank holds: about equally many each, rank 0 the first."""
     return slice(-(-d * rank // size), -(-d * (rank + 1) // size))
+
+
+@dataclass(frozen=True)
+class DividedPenalty(QuadraticPenalty):
+    """The penalty of the coefficients that a rank holds, where they are few.
+
+    Its `product`, `between` and `whole_matrix` are called by all ranks; what is between two vectors
+    is the rank's part of a sum.
+
+    Attributes
+    ----------
+    matrix
+        (own, d) the rows of these coefficients.
+    held
+        Which they are.
+    group
+        The ranks.
+    """
+
+    held: slice = field(kw_only=True)
+    group: Group = field(kw_only=True)
+
+    def product(self, theta: F64) -> F64:
+        """Return ``(diag(weights) + matrix) theta``, of the coefficients held here."""
+        result = self.weights * theta
+        if self.matrix is not None:
+            result += self.matrix @ self._of_all(theta)
+        return result
+
+    def whole_matrix(self) -> F64 | None:
+        """Return the matrix, (d, d)."""
+        if self.matrix is None:
+            return None
+        return self._of_all(self.matrix.ravel()).reshape(-1, self.matrix.shape[1])
+
+    @property
+    def diagonal(self) -> F64:
+        """The matrix's diagonal and the weights, of the coefficients held here."""
+        if self.matrix is None:
+            return self.weights
+        return self.weights + np.diagonal(self.matrix, self.held.start)
+
+    def _of_all(self, own: F64) -> F64:
+        """Return every rank's numbers one after another."""
+        return np.concatenate(self.group.exchange([own] * self.group.size))
 
 
 class DistributedMap(SparseMap):
@@ -89,7 +135,7 @@ def fit_large_distributed(
     response, weight, offset
         Of the design's rows.
     penalty
-        Of the coefficients that this rank holds; it has no matrix.
+        Of the coefficients that this rank holds; with a matrix, a `DividedPenalty`.
     l1, lower, upper
         L1 weights and bounds of the coefficients that this rank holds, if there are any.
     start
@@ -100,8 +146,9 @@ def fit_large_distributed(
     Minimum
         Its coefficients are those that this rank holds; all else is the same on all ranks.
     """
-    if penalty.matrix is not None:
-        raise ValueError("a penalty with a matrix is not distributed")
+    is_whole = penalty.matrix is not None and not isinstance(penalty, DividedPenalty)
+    if is_whole and design.group.size > 1:
+        raise ValueError("a penalty with a matrix has to be a DividedPenalty")
     labels = Labels(response, weight, offset, loss, design.threads, design.group)
     options: dict[str, Any] = {
         "intercept": design.intercept,

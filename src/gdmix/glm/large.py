@@ -258,10 +258,10 @@ class SparseMap:
             if solved or self.total > MAX_FALLBACK_COEFFICIENTS:
                 return step, move
             self._direct = True
-        hessian = self.hessian(d2)
+        hessian, matrix = self.hessian(d2), penalty.whole_matrix()
 
         def solve(right: F64, weights: F64) -> F64:
-            return _factorised(hessian, QuadraticPenalty(weights, penalty.matrix)).solve(right)
+            return _factorised(hessian, QuadraticPenalty(weights, matrix)).solve(right)
 
         step = self.on_first(solve, -gradient, penalty.weights)
         return step, self.scores(step)

@@ -50,6 +50,10 @@ class QuadraticPenalty:
         """Return ``a' (diag(weights) + matrix) b``."""
         return dot(a.size, a, self.product(b))
 
+    def whole_matrix(self) -> F64 | None:
+        """Return the matrix, wherever its rows are."""
+        return self.matrix
+
     @property
     def diagonal(self) -> F64:
         """The matrix's diagonal and the weights."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -156,13 +156,13 @@ class ModelByMatrix:
     ) -> F64:
         """Do as `QuadraticModel.minimum`."""
         curvature = _damped(self.design, d2, terms, damping)
-        hessian = self.design.hessian(d2)
+        hessian, matrix = self.design.hessian(d2), curvature.whole_matrix()
 
         def solve(theta: F64, gradient: F64, weights: F64, l1: F64, lower: F64, upper: F64) -> F64:
             d = theta.size
             hessian[np.diag_indices_from(hessian)] += weights
-            if curvature.matrix is not None:
-                hessian[:] += curvature.matrix
+            if matrix is not None:
+                hessian[:] += matrix
             target = np.empty(d)
             buffers = np.empty((COEFFICIENT_BUFFERS, d)), np.empty(d, np.int64), np.empty((d, d))
             minimize_model(
@@ -207,10 +207,10 @@ class ModelByGradients:
 
 def _damped(design: SparseMap, d2: F64, terms: Terms, damping: float) -> QuadraticPenalty:
     """Return the quadratic penalty with a ridge."""
-    weights = terms.penalty.weights
-    if damping > 0.0:
-        weights = weights + damping * terms.largest(design.hessian_diagonal(d2))
-    return QuadraticPenalty(weights, terms.penalty.matrix)
+    if damping == 0.0:
+        return terms.penalty
+    ridge = damping * terms.largest(design.hessian_diagonal(d2))
+    return replace(terms.penalty, weights=terms.penalty.weights + ridge)
 
 
 @dataclass(frozen=True)

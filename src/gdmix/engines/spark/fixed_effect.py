@@ -21,12 +21,10 @@ from numpy.typing import NDArray
 
 from gdmix.config import FixedEffect
 from gdmix.coordinates.base import FitReport
-from gdmix.coordinates.fixed_effect import FixedEffectCoordinate, certain
+from gdmix.coordinates.fixed_effect import FixedEffectRows, certain, check_room
 from gdmix.coordinates.prior import EarlierModel
-from gdmix.coordinates.regularization import Regularization
 from gdmix.coordinates.uncertainty import (
     CurvatureKind,
-    check_room_for_matrices,
     needs_matrices,
 )
 from gdmix.engines.spark.cluster import united
@@ -36,8 +34,13 @@ from gdmix.engines.spark.exchange import Addressed, Pieces, addressed
 from gdmix.engines.spark.scores import Offsets
 from gdmix.engines.spark.tasks.fitting import FitTask, homewards
 from gdmix.engines.spark.tasks.kinds import FACTS, SUMS, TRAIN, VALIDATION
-from gdmix.glm.distributed import DistributedMap, fit_large_distributed, held_slice
-from gdmix.glm.group import total
+from gdmix.glm.distributed import (
+    DistributedMap,
+    DividedPenalty,
+    fit_large_distributed,
+    held_slice,
+)
+from gdmix.glm.group import Group, total
 from gdmix.glm.penalty import QuadraticPenalty
 from gdmix.model.base import CoordinateModel
 from gdmix.model.coefficient_files import read_slice, write_slice
@@ -59,15 +62,22 @@ class Slices:
     folders
         Else where the ``weights`` lie, as coefficients do; and, if there are any, a prior's
         ``means``, and what else `fit_large_distributed` takes: ``l1``, ``lower``, ``upper``.
+    matrix
+        File of the penalty's matrix, if it has one.
     """
 
     uniform: tuple[float, float] | None
     folders: Mapping[str, Path] = field(default_factory=dict)
+    matrix: Path | None = None
 
-    def penalty(self, held: slice) -> QuadraticPenalty:
+    def penalty(self, held: slice, group: Group) -> QuadraticPenalty:
         """Return the penalty of a slice of the coefficients, around their means."""
         if self.uniform is None:
-            return QuadraticPenalty(read_slice(self.folders["weights"], held))
+            matrix = None
+            if self.matrix is not None:
+                matrix = np.array(np.load(self.matrix, mmap_mode="r")[held])
+            weights = read_slice(self.folders["weights"], held)
+            return DividedPenalty(weights, matrix, held=held, group=group)
         intercept, slopes = self.uniform
         weights = np.full(held.stop - held.start, slopes)
         if held.start == 0:
@@ -80,18 +90,6 @@ class Slices:
         return {name: read_slice(self.folders[name], held) for name in names}
 
 
-def is_distributed(
-    spec: Any, regularization: Regularization | None, prior: EarlierModel | None
-) -> bool:
-    """Whether a coordinate can be fitted on shards: its penalty couples no coefficients."""
-    return (
-        isinstance(spec, FixedEffect)
-        and regularization is not None
-        and not regularization.means.size
-        and (prior is None or prior.is_diagonal)
-    )
-
-
 @dataclass
 class SparkFixedEffect(SparkCoordinate):
     """A fixed effect on as many shards as tasks run at once.
@@ -101,7 +99,7 @@ class SparkFixedEffect(SparkCoordinate):
     spec
         What to fit.
     prior
-        An earlier model to stay near, without correlations.
+        An earlier model to stay near.
     """
 
     spec: FixedEffect = field(kw_only=True)
@@ -111,7 +109,7 @@ class SparkFixedEffect(SparkCoordinate):
     def reweigh(self, group_weight: F64) -> None:
         """Set the L2 weights of the groups of columns."""
         super().reweigh(group_weight)
-        self._slices = None
+        self._group_weight = self._slices = None  # tasks are told of slices alone
 
     def _fitted(self, task: FitTask, offset: Offsets) -> Pieces:
         """Return scores and facts of a fit, at home."""
@@ -132,8 +130,13 @@ class SparkFixedEffect(SparkCoordinate):
         vectors = {"weights": penalty.weights, **(self.regularization.proximal or {})}
         if mean is not None:
             vectors["means"] = mean
-        slices = Slices(None, {name: self._in_slices(name, own) for name, own in vectors.items()})
-        for folder in slices.folders.values():
+        folders = {name: self._in_slices(name, own) for name, own in vectors.items()}
+        matrix = None
+        if penalty.matrix is not None:
+            matrix = folders["weights"] / "matrix.npy"
+            np.save(matrix, penalty.matrix)
+        slices = Slices(None, folders, matrix)
+        for folder in folders.values():
             weakref.finalize(slices, shutil.rmtree, folder, ignore_errors=True)
         return slices
 
@@ -171,8 +174,7 @@ class SparkFixedEffect(SparkCoordinate):
         loaded = self.own(model).loaded
         assert isinstance(loaded, LinearModel)
         whole, d = needs_matrices(kinds), loaded.coefficients.values.size
-        if whole:
-            check_room_for_matrices(self.layout.name, d, d * d, kinds)
+        check_room(self.spec, d, kinds)
         task = self._task(self.own(model), self.work.folder)
         pieces = united(self.prepared, offset.at(self.layout))
         found = self.cluster.map(pieces, partial(sum_hessian, task, whole))
@@ -208,24 +210,24 @@ def fit_shard(
     context = BarrierTaskContext.get()
     rank = context.partitionId()
     prepared, offset, _ = task.open(pieces, rank)
-    coordinate: FixedEffectCoordinate = prepared.coordinate
+    coordinate: FixedEffectRows = prepared.coordinate
     with barrier_group(context, token) as group:
         rows = coordinate.rows_of(offset)
         design = DistributedMap(rows.design, spec.intercept, 1, group)
-        penalty, terms = slices.penalty(design.held), slices.read(design.held)
+        penalty, terms = slices.penalty(design.held, group), slices.read(design.held)
         mean = terms.pop("means", None)
         start = None
         if task.model is not None:
             start = read_slice(task.model.folder, design.held)
-        fixed = rows.offset
+        base = rows.offset
         if mean is not None:
-            fixed = fixed + design.scores(mean)
+            base = base + design.scores(mean)
             start = None if start is None else start - mean
         minimum = fit_large_distributed(
             design,
             rows.response,
             rows.weight,
-            fixed,
+            base,
             loss=rows.loss,
             penalty=penalty,
             **terms,

@@ -22,7 +22,7 @@ from gdmix.config import (
     RandomEffect,
 )
 from gdmix.coordinates.base import FitReport
-from gdmix.coordinates.prior import EarlierModel
+from gdmix.coordinates.fixed_effect import check_room
 from gdmix.coordinates.recentring import ManyModels, recentre_many
 from gdmix.coordinates.regularization import Regularization, regularization
 from gdmix.coordinates.uncertainty import kinds_of, with_uncertainty
@@ -34,7 +34,7 @@ from gdmix.engines.spark.cluster import Cluster, united
 from gdmix.engines.spark.coordinates import SparkCoordinate, Work
 from gdmix.engines.spark.deep_effect import SparkDeepEffect, deep_layout
 from gdmix.engines.spark.exchange import Pieces, Placement, addressed, of_kind
-from gdmix.engines.spark.fixed_effect import SparkFixedEffect, is_distributed
+from gdmix.engines.spark.fixed_effect import SparkFixedEffect
 from gdmix.engines.spark.giants import Giants
 from gdmix.engines.spark.reading import Rows
 from gdmix.engines.spark.scores import SparkScores
@@ -168,34 +168,32 @@ class SparkWorkspace:
         if isinstance(spec, RandomEffect):
             placement, giants = self._placements[name], self._giants.get(name)
             return Layout(name, placement.partitions, spec.key, placement, bags, keys, giants)
-        if self._is_distributed(name):
+        if isinstance(spec, FixedEffect):
             return Layout(name, self._cluster.slots, None, None, bags, keys)
         if isinstance(spec, DeepFixedEffect):
             return deep_layout(spec, self._cluster.slots, self._rows.n_rows)
         log.info("%s: is fitted by one task, which holds all rows", name)
         return Layout(name, 1, None, None, bags, keys)
 
-    def _is_distributed(self, name: str) -> bool:
-        return is_distributed(
-            self._config.coordinates[name], self._penalties.get(name), self._prior(name)
-        )
-
-    def _prior(self, name: str) -> EarlierModel | None:
-        return prior_of(self._config, name, self._rows.earlier.get(name))
-
     def _bind(self, name: str, spec: CoordinateSpec, earlier: CoordinateModel | None) -> None:
         cluster, rows = self._cluster, self._rows
         layout = self._layout(name, spec)
+        penalty = self._penalties.get(name)
+        make: Any = SparkCoordinate
+        if isinstance(spec, FixedEffect):
+            assert penalty is not None
+            check_room(spec, penalty.group.size, kinds_of(spec))
+            make = partial(SparkFixedEffect, spec=spec, prior=prior_of(self._config, name, earlier))
+        elif isinstance(spec, DeepFixedEffect):
+            make = SparkDeepEffect
         parts = [cluster.send(cluster.map(rows.home, partial(depart, layout)), layout.partitions)]
         if earlier is not None and not isinstance(spec, DeepFixedEffect):
             parts.append(self._divided(layout, earlier))
         indices = {} if isinstance(spec, RandomEffect | FixedEffect) else rows.indices
-        penalty = self._penalties.get(name)
+        # The tasks of a fixed effect read their slice of it.
+        told = None if isinstance(spec, FixedEffect) else penalty
         folder = self._folder / "start"
-        config = self._config
-        if self._is_distributed(name):  # its tasks are told of a prior fit by fit
-            config = config.model_copy(update={"prior": None})
-        task = partial(prepare, layout, config, indices, penalty, folder, rows.homes)
+        task = partial(prepare, layout, self._config, indices, told, folder, rows.homes)
         done = cluster.kept(cluster.map(united(*parts), task))
         staying = None
         if layout.giants is not None:
@@ -203,12 +201,6 @@ class SparkWorkspace:
             cluster.errors.run(staying.count)
         facts = cluster.collect(of_kind(done, FACTS))
         uncovered = [f["uncovered"] for f in facts if "uncovered" in f]
-        make: Any = SparkCoordinate
-        if self._is_distributed(name):
-            assert isinstance(spec, FixedEffect)
-            make = partial(SparkFixedEffect, spec=spec, prior=self._prior(name))
-        elif isinstance(spec, DeepFixedEffect):
-            make = SparkDeepEffect
         coordinate: SparkCoordinate = make(
             layout,
             cluster,

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gdmix.config import ModelConfig
-from gdmix.coordinates.base import Coordinate, FitReport
+from gdmix.config import FixedEffect, ModelConfig
+from gdmix.coordinates.base import Coordinate
+from gdmix.coordinates.fixed_effect import FixedEffectRows
 from gdmix.coordinates.random_effect import RandomEffectCoordinate
 from gdmix.coordinates.regularization import Regularization
 from gdmix.coordinates.uncertainty import CurvatureKind
@@ -90,7 +91,11 @@ def prepare(
         left = list(found.get(LEFT, {}).values())
         rows = replace(rows, elsewhere=elsewhere(left, datasets[TRAIN].keys[layout.entity]))
     earlier = found[START][0] if START in found else None
-    coordinate = rows.coordinate(layout.name, penalty, earlier)
+    coordinate: Any
+    if isinstance(config.coordinates[layout.name], FixedEffect):
+        coordinate = rows.shard(layout.name)
+    else:
+        coordinate = rows.coordinate(layout.name, penalty, earlier)
     facts: dict[str, Any] = {"held": 0.0}
     if earlier is not None:
         own, rest = coordinate.start(earlier)
@@ -166,17 +171,21 @@ def fit(task: FitTask, partition: int, pieces: Iterable[Addressed]) -> Iterator[
     prepared, offset, start = task.open(pieces, partition)
     model, report = prepared.coordinate.fit(offset, start)
     write_part(model, task.folder, partition)
-    yield from _scored(task, prepared, model, partition, report)
+    facts = {"report": report, "penalty": prepared.coordinate.penalty(model)}
+    yield from _scored(task, prepared, model, partition, facts)
 
 
 def score(task: FitTask, partition: int, pieces: Iterable[Addressed]) -> Iterator[Addressed]:
     """Score the rows of a partition with a model that there is; yields as `fit` does."""
     prepared, _, model = task.open(pieces, partition)
-    yield from _scored(task, prepared, model, partition, None)
+    coordinate = prepared.coordinate
+    is_shard = isinstance(coordinate, FixedEffectRows)  # which does not know the penalty
+    facts = {} if is_shard else {"penalty": coordinate.penalty(model)}
+    yield from _scored(task, prepared, model, partition, facts)
 
 
 def _scored(
-    task: FitTask, prepared: Prepared, model: Any, partition: int, report: FitReport | None
+    task: FitTask, prepared: Prepared, model: Any, partition: int, facts: dict[str, Any]
 ) -> Iterator[Addressed]:
     """Yield the scores of a partition's rows, and facts."""
     scores = prepared.coordinate.score(model)
@@ -185,11 +194,7 @@ def _scored(
         by_role[VALIDATION] = scores.validation
     yield from homewards(prepared.sizes, by_role, partition)
     yield from giants_homewards(task.giants, model, task.homes, partition)
-    facts = {
-        "report": report,
-        "penalty": prepared.coordinate.penalty(model),
-        "entry": model.describe(),
-    }
+    facts = {**facts, "entry": model.describe()}
     yield from addressed(partition % task.homes, FACTS, partition, facts)
 
 
