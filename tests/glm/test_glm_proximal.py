@@ -527,6 +527,22 @@ def test_iterations_run_out(solve: Any) -> None:
 
 @each_loss
 @each_solver
+def test_what_no_row_has_falls_to_zero(loss: int, solve: Any) -> None:
+    """An earlier model has columns that these rows lack: L1 alone says something of them."""
+    p = problem(np.random.default_rng(19), loss, 120, 9)
+    p.features[:, [2, 7]] = 0.0
+    terms = Terms.of(10, 0.5)
+    expected = solve(p, loss, terms, tolerance=1e-11).coefficients
+    start = expected.copy()
+    start[[3, 8]] = 0.01, -0.02
+    result = solve(p, loss, terms, start=start, tolerance=1e-11)
+    assert result.status == FitStatus.CONVERGED
+    assert (result.coefficients[[3, 8]] == 0.0).all()
+    np.testing.assert_allclose(result.coefficients, expected, atol=1e-7)
+
+
+@each_loss
+@each_solver
 def test_a_start_at_the_optimum_stays(loss: int, solve: Any) -> None:
     p = problem(np.random.default_rng(16), loss, 150, 20)
     terms = Terms.of(21, 2.0, 0.1, -0.3, 0.3)

@@ -416,7 +416,7 @@ class _ByGradients(_OnFaces):
         for _ in range(MAX_STEPS):
             target, along, bend, size = self._step(slope)
             change = target - self._point
-            if size == 0.0:
+            if not any_rank(terms.group, change.any())[0]:
                 break
             stays = ((target != 0.0) == (self._point != 0.0)) & (
                 terms.free(target) == terms.free(self._point)
@@ -431,7 +431,7 @@ class _ByGradients(_OnFaces):
             if settled == SETTLED:
                 break
             # What it was along this step (Barzilai & Borwein, IMA J. Numer. Anal. 8, 1988).
-            self._scale = max(bend / size, LEAST_SCALE)
+            self._scale = max(bend / size, LEAST_SCALE) if size > 0.0 else 1.0
         return False
 
     def _step(self, slope: F64) -> tuple[F64, F64, float, float]:
