@@ -51,7 +51,7 @@ class FittedRows:
 
 
 class FixedEffectRows:
-    """What does not take the penalty of a fixed effect: all that a shard of its rows has to know.
+    """Rows of a fixed effect, all or a shard of them: what does not need to know its penalty.
 
     Parameters
     ----------

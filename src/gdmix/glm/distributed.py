@@ -38,7 +38,7 @@ def held_slice(d: int, rank: int, size: int) -> slice:
 
 @dataclass(frozen=True)
 class DividedPenalty(QuadraticPenalty):
-    """The penalty of the coefficients that a rank holds, where they are few.
+    """The penalty of the coefficients that a rank holds; where all are few, with a matrix.
 
     Its `product`, `between` and `whole_matrix` are called by all ranks; what is between two vectors
     is the rank's part of a sum.
@@ -46,7 +46,7 @@ class DividedPenalty(QuadraticPenalty):
     Attributes
     ----------
     matrix
-        (own, d) the rows of these coefficients.
+        (own, d) the rows of these coefficients, or None.
     held
         Which they are.
     group
