@@ -161,7 +161,10 @@ def minimize_proximal(
         enough = max(accuracy * norm, 0.3 * tolerance * reference)
         t, damping = 0.0, 0.0
         while True:
-            point = model.minimum(theta, gradient, d2, terms, damping, enough)
+            damped = terms
+            if damping > 0.0:  # relative to the largest curvature
+                damped = terms.with_ridge(damping * terms.largest(design.hessian_diagonal(d2)))
+            point = model.minimum(theta, gradient, d2, damped, enough)
             step = point - theta
             if endless:
                 length = terms.largest(np.abs(step[:1]) if group.rank == 0 else step[:0])

@@ -66,6 +66,11 @@ class Terms:
     upper: F64
     group: Group = ALONE
 
+    def with_ridge(self, weight: float) -> Terms:
+        """Return the same with a larger L2 weight of every coefficient."""
+        penalty = replace(self.penalty, weights=self.penalty.weights + weight)
+        return replace(self, penalty=penalty)
+
     def value(self, theta: F64) -> float:
         """Return the penalty."""
         squares, magnitudes = self.inner(
@@ -114,9 +119,7 @@ class Terms:
 class QuadraticModel(Protocol):
     """Minimises ``gradient' s + s' H s / 2 + l1 |theta + s|``, s within the bounds."""
 
-    def minimum(
-        self, theta: F64, gradient: F64, d2: F64, terms: Terms, damping: float, enough: float
-    ) -> F64:
+    def minimum(self, theta: F64, gradient: F64, d2: F64, terms: Terms, enough: float) -> F64:
         """Return the point to which the step s leads, (d,).
 
         Parameters
@@ -125,8 +128,6 @@ class QuadraticModel(Protocol):
             Of the smooth part of the objective at `theta`.
         d2
             (n,) second derivatives of the loss there.
-        damping
-            A ridge, relative to the largest curvature.
         enough
             Norm of the model's least subgradient that is small enough.
         """
@@ -151,12 +152,9 @@ class ModelByMatrix:
 
     design: SparseMap
 
-    def minimum(
-        self, theta: F64, gradient: F64, d2: F64, terms: Terms, damping: float, enough: float
-    ) -> F64:
+    def minimum(self, theta: F64, gradient: F64, d2: F64, terms: Terms, enough: float) -> F64:
         """Do as `QuadraticModel.minimum`."""
-        curvature = _damped(self.design, d2, terms, damping)
-        hessian, matrix = self.design.hessian(d2), curvature.whole_matrix()
+        hessian, matrix = self.design.hessian(d2), terms.penalty.whole_matrix()
 
         def solve(theta: F64, gradient: F64, weights: F64, l1: F64, lower: F64, upper: F64) -> F64:
             d = theta.size
@@ -170,7 +168,7 @@ class ModelByMatrix:
             )
             return target
 
-        own = theta, gradient, curvature.weights, terms.l1, terms.lower, terms.upper
+        own = theta, gradient, terms.penalty.weights, terms.l1, terms.lower, terms.upper
         return self.design.on_first(solve, *own)
 
 
@@ -180,12 +178,9 @@ class ModelByColumns:
     def __init__(self, design: SparseMap, rows: CsrMatrix) -> None:
         self._design, self._columns = design, _Columns.of(rows)
 
-    def minimum(
-        self, theta: F64, gradient: F64, d2: F64, terms: Terms, damping: float, enough: float
-    ) -> F64:
+    def minimum(self, theta: F64, gradient: F64, d2: F64, terms: Terms, enough: float) -> F64:
         """Do as `QuadraticModel.minimum`."""
-        curvature = _damped(self._design, d2, terms, damping)
-        search = _ByColumns(self._design, theta, gradient, d2, curvature, terms, self._columns)
+        search = _ByColumns(self._design, theta, gradient, d2, terms, self._columns)
         return search.minimize(enough)
 
 
@@ -195,22 +190,11 @@ class ModelByGradients:
 
     design: SparseMap
 
-    def minimum(
-        self, theta: F64, gradient: F64, d2: F64, terms: Terms, damping: float, enough: float
-    ) -> F64:
+    def minimum(self, theta: F64, gradient: F64, d2: F64, terms: Terms, enough: float) -> F64:
         """Do as `QuadraticModel.minimum`."""
-        curvature = _damped(self.design, d2, terms, damping)
         move = memory.zeros(d2.size)
-        search = _ByGradients(self.design, theta, gradient, d2, curvature, terms, move)
+        search = _ByGradients(self.design, theta, gradient, d2, terms, move)
         return search.minimize(enough)
-
-
-def _damped(design: SparseMap, d2: F64, terms: Terms, damping: float) -> QuadraticPenalty:
-    """Return the quadratic penalty with a ridge."""
-    if damping == 0.0:
-        return terms.penalty
-    ridge = damping * terms.largest(design.hessian_diagonal(d2))
-    return replace(terms.penalty, weights=terms.penalty.weights + ridge)
 
 
 @dataclass(frozen=True)
@@ -244,13 +228,12 @@ class _OnFaces(ABC):
         theta: F64,
         gradient: F64,
         d2: F64,
-        curvature: QuadraticPenalty,
         terms: Terms,
         move: F64,
     ) -> None:
         self._design, self._terms = design, terms
-        self._theta, self._gradient, self._d2, self._curvature = theta, gradient, d2, curvature
-        self._diagonal = design.hessian_diagonal(d2) + curvature.diagonal
+        self._theta, self._gradient, self._d2 = theta, gradient, d2
+        self._diagonal = design.hessian_diagonal(d2) + terms.penalty.diagonal
         self._point = theta.copy()
         self._move = move  # of the scores: zeros, at first
         self._limit = FIRST_LIMIT
@@ -306,7 +289,7 @@ class _OnFaces(ABC):
         def product(direction: F64) -> F64:
             z = self._design.scores(direction)
             z *= self._d2
-            return free * (self._design.transposed(z) + self._curvature.product(direction))
+            return free * (self._design.transposed(z) + self._terms.penalty.product(direction))
 
         step, solved = conjugate_gradients(
             product,
@@ -350,13 +333,13 @@ class _OnFaces(ABC):
     def _bend(self, step: F64, along: F64) -> float:
         """Return the model's second derivative along a step, given the scores' move."""
         of_rows = total(self._terms.group, dot(along.size, self._d2 * along, along))
-        return of_rows + self._terms.inner((step, self._curvature.product(step)))[0]
+        return of_rows + self._terms.inner((step, self._terms.penalty.product(step)))[0]
 
     def _slope(self, point: F64, move: F64) -> F64:
         """Return the gradient of the model's smooth part at `point`."""
         slope = self._design.transposed(self._d2 * move)
         slope += self._gradient
-        slope += self._curvature.product(point - self._theta)
+        slope += self._terms.penalty.product(point - self._theta)
         return slope
 
 
@@ -369,16 +352,16 @@ class _ByColumns(_OnFaces):
         theta: F64,
         gradient: F64,
         d2: F64,
-        curvature: QuadraticPenalty,
         terms: Terms,
         columns: _Columns,
     ) -> None:
         # d2 and the move side by side: an entry of a column then costs one cache line.
         self._pairs = memory.zeros(2 * d2.size).reshape(-1, 2)
         self._pairs[:, 0] = d2
-        super().__init__(design, theta, gradient, d2, curvature, terms, self._pairs[:, 1])
+        super().__init__(design, theta, gradient, d2, terms, self._pairs[:, 1])
         self._columns = columns
-        self._matrix = np.empty((0, 0)) if curvature.matrix is None else curvature.matrix
+        matrix = terms.penalty.matrix
+        self._matrix = np.empty((0, 0)) if matrix is None else matrix
         subgradient = terms.least_subgradients(theta, gradient)
         self._places = np.flatnonzero((subgradient != 0.0) | terms.free(theta))
 
@@ -393,7 +376,7 @@ class _ByColumns(_OnFaces):
         for k in range(MAX_SWEEPS):
             count, violation = _sweep_columns(
                 left[:count], columns.starts, columns.rows, columns.values, self._pairs,
-                self._gradient, self._diagonal, self._curvature.weights, self._matrix,
+                self._gradient, self._diagonal, terms.penalty.weights, self._matrix,
                 product, self._theta, terms.l1, terms.lower, terms.upper, self._point,
             )  # fmt: skip
             if violation <= enough:
@@ -425,7 +408,7 @@ class _ByGradients(_OnFaces):
             self._point = target
             self._move += along
             slope += self._design.transposed(self._d2 * along)
-            slope += self._curvature.product(change)
+            slope += self._terms.penalty.product(change)
             if terms.norm(terms.least_subgradients(self._point, slope)) <= enough:
                 return True
             if settled == SETTLED:

@@ -209,7 +209,8 @@ def fit_shard(
 
     context = BarrierTaskContext.get()
     rank = context.partitionId()
-    prepared, offset, _ = task.open(pieces, rank)
+    # Without the model: only a slice of it is read.
+    prepared, offset, _ = replace(task, model=None).open(pieces, rank)
     coordinate: FixedEffectRows = prepared.coordinate
     with barrier_group(context, token) as group:
         rows = coordinate.rows_of(offset)
